@@ -1,1 +1,1 @@
-
+"""Rewards: images and prompts in, one score per image out."""

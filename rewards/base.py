@@ -1,0 +1,208 @@
+"""What a reward is: images and prompts in, one score per image out, with the reason for it.
+
+NaN means *not applicable to this sample* and nothing else. A failure raises `RewardError` with the reward's name and
+the indices of the samples; it never becomes a score.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from xomni_rl.images import as_image_list
+from xomni_rl.prompts import Prompt
+from xomni_rl.registry import Registry, unknown_name
+
+Images = np.ndarray | Sequence[np.ndarray] | Sequence[Image.Image]
+
+
+@dataclass
+class RewardResult:
+    """Scores of N samples.
+
+    Args:
+        scores: float32 [N]; NaN = not applicable.
+        details: N dicts that say why: what was read, what was asked for.
+        metrics: further float32 [N] figures of the same computation, logged as `<component>_<metric>`.
+    """
+
+    scores: np.ndarray
+    details: list[dict[str, Any]]
+    metrics: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class RewardError(RuntimeError):
+    """A reward could not score some samples.
+
+    Args:
+        reward: name of the reward.
+        failures: sample index → reason.
+        partial: result of the whole batch in which the failed samples' scores are NaN, when the others are known.
+    """
+
+    def __init__(self, reward: str, failures: Mapping[int, str], partial: RewardResult | None = None) -> None:
+        super().__init__(reward, failures, partial)
+        self.reward = reward
+        self.failures = dict(failures)
+        self.partial = partial
+
+    def __str__(self) -> str:
+        shown = [f"sample {index}: {reason}" for index, reason in list(self.failures.items())[:3]]
+        if len(self.failures) > len(shown):
+            shown.append(f"and {len(self.failures) - len(shown)} more")
+        return f'reward "{self.reward}" failed on {len(self.failures)} sample(s): {"; ".join(shown)}'
+
+
+class Reward(ABC):
+    """A batched scorer of images. A subclass sets the attributes and writes `score` and `self_check`.
+
+    Attributes a subclass must set:
+        name: the name it is registered under.
+        version: goes up whenever scores change, so that old tables stay comparable.
+    Attributes with a default:
+        range: lowest and highest score; the worst end is what a worthless image gets.
+        higher_is_better: direction of the score.
+        needs: fields of the prompt that it reads ("text", "texts", "checks").
+        cost: what one image costs, in words.
+    """
+
+    name: str
+    version: str
+    range: tuple[float, float] = (0.0, 1.0)
+    higher_is_better: bool = True
+    needs: tuple[str, ...] = ()
+    cost: str = ""
+
+    def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardResult:
+        """Scores N images, in one batch.
+
+        Args:
+            images: uint8 [N, H, W, 3], or N uint8 [H, W, 3] arrays or PIL images of any sizes.
+            prompts: N prompts, one per image.
+        Returns: scores float32 [N] inside `range` or NaN, N details, float32 [N] metrics.
+        Raises: ValueError if the numbers differ or an image has another form; RewardError if scoring fails.
+        """
+        pictures = as_image_list(images)
+        check_lengths(len(pictures), prompts)
+        return checked_result(self.name, self.score(pictures, prompts), len(pictures), self.range)
+
+    @abstractmethod
+    def score(self, images: list[np.ndarray], prompts: Sequence[Prompt]) -> RewardResult:
+        """Scores N uint8 [H, W, 3] images against N prompts; `__call__` checks what goes in and out."""
+
+    @abstractmethod
+    def self_check(self) -> tuple[np.ndarray, np.ndarray, Prompt]:
+        """(good image, worthless image, prompt): uint8 [H, W, 3] pictures that must score near the two ends."""
+
+    @property
+    def floor(self) -> float:
+        """The worst score: what a worthless image and a gated-off sample get."""
+        return self.range[0] if self.higher_is_better else self.range[1]
+
+
+class FunctionReward(Reward):
+    """A plain function `(images, prompts, **options) -> RewardResult or [N] numbers` as a reward.
+
+    The function may carry `version`, `range`, `higher_is_better`, `needs`, `cost` and `self_check` as attributes;
+    without a `range` it is unbounded.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {
+        "version": "unversioned",
+        "range": (-np.inf, np.inf),
+        "higher_is_better": True,
+        "needs": (),
+        "cost": "",
+    }
+
+    def __init__(self, name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        self.name = name
+        self.function = function
+        self.options = dict(options)
+        for attribute, default in self.defaults.items():
+            setattr(self, attribute, getattr(function, attribute, default))
+
+    def score(self, images: list[np.ndarray], prompts: Sequence[Prompt]) -> RewardResult:
+        result = self.function(images, prompts, **self.options)
+        if isinstance(result, RewardResult):
+            return result
+        return RewardResult(np.asarray(result, dtype=np.float32), [{} for _ in images])
+
+    def self_check(self) -> tuple[np.ndarray, np.ndarray, Prompt]:
+        pair = getattr(self.function, "self_check", None)
+        if pair is None:
+            raise NotImplementedError(f'reward "{self.name}" is a plain function without a self_check attribute')
+        checked: tuple[np.ndarray, np.ndarray, Prompt] = pair()
+        return checked
+
+
+rewards: Registry[type[Reward] | Callable[..., Any]] = Registry(
+    "reward", package="xomni_rl.rewards", entry_point_group="xomni_rl.rewards"
+)
+
+
+def build_reward(name: str, **options: Any) -> Reward:
+    """The reward registered as `name` (or `module:object`), made with those options.
+
+    Raises: UnknownNameError for an unknown name; ValueError for an option that it does not have or a value it refuses.
+    """
+    entry = rewards.get(name)
+    if isinstance(entry, Reward):
+        if options:
+            raise ValueError(f'reward "{name}" is an object that is made already; it takes no options')
+        return entry
+    is_class = isinstance(entry, type) and issubclass(entry, Reward)
+    if not callable(entry):
+        raise ValueError(f'reward "{name}" is neither a Reward class nor a function but {type(entry).__name__}')
+    _check_options(name, entry, options, skip=0 if is_class else 2)
+    if is_class:
+        made: Reward = entry(**options)
+        return made
+    return FunctionReward(name, entry, options)
+
+
+def _check_options(name: str, entry: Callable[..., Any], options: Mapping[str, Any], skip: int) -> None:
+    """Raises ValueError with the nearest names for an option that the entry does not take."""
+    parameters = list(inspect.signature(entry).parameters.values())[skip:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    for option in options:
+        if option not in known:
+            raise ValueError(unknown_name(f'option of reward "{name}"', option, known))
+
+
+def check_lengths(count: int, prompts: Sequence[Prompt]) -> None:
+    """Raises ValueError unless there is one prompt per image."""
+    if len(prompts) != count:
+        raise ValueError(f"one prompt per image is needed, got {count} images and {len(prompts)} prompts")
+
+
+def checked_result(name: str, result: RewardResult, count: int, bounds: tuple[float, float]) -> RewardResult:
+    """The result in float32, after checking it.
+
+    Raises: ValueError if a length is not `count`; RewardError for infinite scores and scores out of `bounds`.
+    """
+    scores = np.asarray(result.scores, dtype=np.float32)
+    arrays = {"scores": scores} | {key: np.asarray(value, np.float32) for key, value in result.metrics.items()}
+    for key, values in arrays.items():
+        if values.shape != (count,):
+            raise ValueError(f'reward "{name}" returned {key} of shape {list(values.shape)}, expected [{count}]')
+    if len(result.details) != count:
+        raise ValueError(f'reward "{name}" returned {len(result.details)} details, expected {count}')
+    low, high = bounds
+    slack = 1e-6 * max(1.0, *(abs(bound) for bound in bounds if np.isfinite(bound)), 0.0)
+    wrong = np.isinf(scores) | (scores < low - slack) | (scores > high + slack)
+    if wrong.any():
+        failures = {int(i): f"score {scores[i]:g} is not in [{low:g}, {high:g}]" for i in np.flatnonzero(wrong)}
+        kept = np.where(wrong, np.float32(np.nan), scores)
+        raise RewardError(name, failures, RewardResult(kept, result.details, _metrics(arrays)))
+    return RewardResult(np.clip(scores, low, high), result.details, _metrics(arrays))
+
+
+def _metrics(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: values for key, values in arrays.items() if key != "scores"}
