@@ -1,23 +1,24 @@
-# `make train` and `make test` are all a fresh machine needs; both create .venv first.
-PYTHON ?= python3
+# A fresh machine needs CPython 3.11 or later and make; the targets create .venv themselves.
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: train test check bench help clean
-help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+.PHONY: help train test check bench clean
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "CPython 3.11 or later is needed; say where: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-train: $(STAMP) ## set up and train: GRPO on the embedded stack with the OCR reward
+train: $(STAMP) ## set up and train: GRPO on the embedded stack with the OCR reward; ARGS="seed=1 reward=ocr"
 	$(BIN)/xomni-rl train $(ARGS)
 
-test: $(STAMP) ## set up and run every test, the slow learning test included
+test: $(STAMP) ## set up and run every test, the slow learning test included; ARGS="-k env"
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP) ## ruff and mypy
@@ -28,5 +29,5 @@ check: $(STAMP) ## ruff and mypy
 bench: $(STAMP) ## every benchmark, side by side with its peer
 	$(BIN)/xomni-rl bench all
 
-clean: ## remove the environment and build products
-	rm -rf $(VENV) build dist *.egg-info
+clean: ## remove the environment and what is built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
