@@ -1,0 +1,225 @@
+"""The diffusion decoder: a Flux transformer with flow matching that turns token features into pixels.
+
+Token features enter beside the latent of their position: the transformer's input layer sees `[latent, features]`, which is
+the same map as X-Omni's separate feature-injection layer added to the latent's embedding. The decoder is never trained by
+the policy: it is offline, so that rewards are earned by tokens alone.
+
+Source: arXiv 2507.22058, section 3.3. Departs from FLUX.1 in the embedded size only by having no VAE and no text encoders:
+its latents are 8×8 pixel patches, and it sees tokens only — given the prompt it could write the text without them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from torch import Tensor, nn
+
+from xomni_rl.stack.image_tokenizer import VQProjector
+
+
+class LatentCodec(Protocol):
+    """Pixels ↔ the sequence of latents that the transformer sees, one latent per token position."""
+
+    channels: int
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """[N, 3, H, W] in [-1, 1] → [N, h·w, channels]."""
+        ...
+
+    def decode(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[N, h·w, channels] → [N, 3, H, W] in [-1, 1] (may overshoot)."""
+        ...
+
+
+class PixelPatches:
+    """The embedded codec: a latent is a patch of pixels itself."""
+
+    def __init__(self, patch: int) -> None:
+        self.patch = patch
+        self.channels = 3 * patch * patch
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return nn.functional.pixel_unshuffle(pixels, self.patch).flatten(2).transpose(1, 2)
+
+    def decode(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
+        n, _, channels = latents.shape
+        return nn.functional.pixel_shuffle(latents.transpose(1, 2).reshape(n, channels, *grid), self.patch)
+
+
+class PromptEncoder(Protocol):
+    """Text conditions of a decoder that has them (FLUX: T5 sequence and CLIP pooled)."""
+
+    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Returns sequence [N, L, joint_attention_dim] and pooled [N, pooled_projection_dim]."""
+        ...
+
+
+class DiffusionDecoder(nn.Module):
+    """Tokens → pixels.
+
+    Args:
+        transformer: diffusers' Flux transformer; `in_channels` = latent channels + feature channels, `out_channels` = latent
+            channels.
+        scheduler: diffusers' flow-matching Euler scheduler.
+        projector: gives the features of tokens.
+        codec: latents ↔ pixels.
+        steps: Euler steps.
+        prompt_encoder: where the model has text encoders; without one, the text condition is a single zero.
+    """
+
+    def __init__(
+        self,
+        transformer: FluxTransformer2DModel,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        projector: VQProjector,
+        codec: LatentCodec,
+        steps: int,
+        prompt_encoder: PromptEncoder | None = None,
+    ) -> None:
+        super().__init__()
+        if transformer.config.out_channels != codec.channels:
+            raise ValueError(f"the transformer gives {transformer.config.out_channels} channels, not {codec.channels}")
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, not {steps}")
+        self.transformer = transformer
+        self.scheduler = scheduler
+        self.projector = projector
+        self.codec = codec
+        self.steps = steps
+        self.prompt_encoder = prompt_encoder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, projector: VQProjector, patch: int, steps: int) -> DiffusionDecoder:
+        """Loads an embedded-size decoder (`transformer/`, `scheduler/`) from a folder.
+
+        Raises: OSError or ValueError of diffusers for a missing or damaged file.
+        """
+        transformer = FluxTransformer2DModel.from_pretrained(
+            str(folder), subfolder="transformer", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
+            str(folder), subfolder="scheduler", local_files_only=True
+        )
+        return cls(transformer.eval(), scheduler, projector, PixelPatches(patch), steps)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], projector: VQProjector, patch: int, steps: int) -> DiffusionDecoder:
+        """A freshly initialised embedded-size decoder; `config` holds the transformer's sizes."""
+        codec = PixelPatches(patch)
+        features = projector.config["z_channels"]
+        transformer = FluxTransformer2DModel(
+            in_channels=codec.channels + features, out_channels=codec.channels, patch_size=1, **config
+        )
+        return cls(transformer, FlowMatchEulerDiscreteScheduler(), projector, codec, steps)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.transformer.save_pretrained(Path(folder) / "transformer")
+        self.scheduler.save_pretrained(Path(folder) / "scheduler")
+
+    def velocity(
+        self, latents: Tensor, sigma: Tensor, features: Tensor, grid: tuple[int, int], texts: list[str] | None = None
+    ) -> Tensor:
+        """Predicted flow velocity, noise − image.
+
+        Args:
+            latents: [N, h·w, channels] at noise level `sigma`.
+            sigma: [N] in [0, 1]; 1 is pure noise.
+            features: [N, h·w, feature channels].
+            grid: (h, w).
+            texts: prompts, if the decoder has text encoders.
+        Returns: [N, h·w, channels].
+        Raises: ValueError if latents and features don't stand on the same grid.
+        """
+        if latents.shape[:2] != features.shape[:2] or latents.shape[1] != grid[0] * grid[1]:
+            raise ValueError(
+                f"latents {tuple(latents.shape)} and features {tuple(features.shape)} don't fit a grid of {grid}"
+            )
+        sequence, pooled = self._text_condition(len(latents), texts, latents)
+        return self.transformer(
+            hidden_states=torch.cat([latents, features], -1),
+            encoder_hidden_states=sequence,
+            pooled_projections=pooled,
+            timestep=sigma,
+            img_ids=_position_ids(grid, latents),
+            txt_ids=latents.new_zeros(sequence.shape[1], 3),
+            return_dict=False,
+        )[0]
+
+    def _text_condition(self, count: int, texts: list[str] | None, like: Tensor) -> tuple[Tensor, Tensor]:
+        if self.prompt_encoder is not None:
+            if texts is None:
+                raise ValueError("this decoder has text encoders: give the prompts' texts")
+            sequence, pooled = self.prompt_encoder(texts)
+            return sequence.to(like), pooled.to(like)
+        config = self.transformer.config
+        return (
+            like.new_zeros(count, 1, config.joint_attention_dim),
+            like.new_zeros(count, config.pooled_projection_dim),
+        )
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """Token features as a sequence: [N, h, w] int64 → [N, h·w, feature channels]."""
+        return self.projector.decode(tokens).flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor, texts: list[str] | None = None, seed: int = 0) -> Tensor:
+        """Decodes tokens.
+
+        Args:
+            tokens: [N, h, w] int64.
+            texts: prompts, if the decoder has text encoders.
+            seed: of the starting noise, which is the same for every image, so that an image depends on its tokens alone and
+                not on its neighbours in the batch.
+        Returns: uint8 [N, H, W, 3].
+        Raises: ValueError for tokens of another rank or outside the codebook.
+        """
+        if tokens.dim() != 3:
+            raise ValueError(f"tokens must be [N, h, w], not {tuple(tokens.shape)}")
+        n, h, w = tokens.shape
+        features = self.features(tokens)
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(1, h * w, self.codec.channels, generator=generator)
+        latents = noise.to(features).expand(n, -1, -1)
+        self.scheduler.set_timesteps(sigmas=[1 - i / self.steps for i in range(self.steps)], device=features.device)
+        for t in self.scheduler.timesteps:
+            sigma = (t / self.scheduler.config.num_train_timesteps).to(features).expand(n)
+            velocity = self.velocity(latents, sigma, features, (h, w), texts)
+            latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
+        pixels = self.codec.decode(latents, (h, w)).float()
+        return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def flow_matching_loss(
+    decoder: DiffusionDecoder, latents: Tensor, features: Tensor, grid: tuple[int, int], noise: Tensor, sigma: Tensor
+) -> Tensor:
+    """Mean squared error of the predicted velocity.
+
+    L = mean (v(x_σ, σ) − (ε − x))², x_σ = (1 − σ)·x + σ·ε
+
+    Args:
+        latents: [N, h·w, channels], x.
+        features: [N, h·w, feature channels].
+        grid: (h, w).
+        noise: like latents, ε.
+        sigma: [N] in [0, 1].
+    Returns: [] float.
+    Raises: ValueError if noise and latents differ in shape.
+    Source: arXiv:2210.02747, with the linear path of arXiv:2209.03003.
+    """
+    if noise.shape != latents.shape or sigma.shape != latents.shape[:1]:
+        raise ValueError(
+            f"noise {tuple(noise.shape)}, sigma {tuple(sigma.shape)} don't fit latents {tuple(latents.shape)}"
+        )
+    s = sigma[:, None, None]
+    velocity = decoder.velocity((1 - s) * latents + s * noise, sigma, features, grid)
+    return (velocity - (noise - latents)).square().mean()
+
+
+def _position_ids(grid: tuple[int, int], like: Tensor) -> Tensor:
+    """Flux's rotary position ids (0, row, column): [h·w, 3]."""
+    h, w = grid
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    return torch.stack([torch.zeros(h * w), rows.flatten(), columns.flatten()], -1).to(like)

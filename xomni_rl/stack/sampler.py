@@ -1,0 +1,156 @@
+"""Sampling image tokens, and scoring them again with gradients under the very same distribution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from .autoregressive import XOmniForCausalLM
+from .distribution import SamplingConfig, draw_tokens, entropy, guide, sample_uniforms, sampling_logprobs
+from .incremental import IncrementalSampler, check_prompts, with_negative
+
+__all__ = [
+    "IncrementalSampler",
+    "Samples",
+    "SamplingConfig",
+    "draw_tokens",
+    "sample_image_tokens",
+    "sample_uniforms",
+    "score_image_tokens",
+]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Sampled image tokens.
+
+    Attributes:
+        tokens: [N, T] int64 in [0, image_vocab_size).
+        logprobs: [N, T] float32 nats, under the distribution sampled from.
+        entropy: [N, T] float32 nats, of that distribution.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor
+    entropy: Tensor
+
+
+@torch.no_grad()
+def sample_image_tokens(
+    model: XOmniForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    num_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    cfg_scale: float = 1.0,
+    generator: torch.Generator | None = None,
+    uniforms: Tensor | None = None,
+    group_size: int = 1,
+    negative_ids: Tensor | None = None,
+    negative_mask: Tensor | None = None,
+) -> Samples:
+    """Samples image tokens after prompts.
+
+    Args:
+        model: the autoregressive model.
+        input_ids: [P, L] int64, left-padded, ending with `<IMAGE>`.
+        attention_mask: [P, L].
+        num_tokens: T.
+        temperature, top_k, top_p, min_p, cfg_scale: see `SamplingConfig`.
+        generator: source of randomness where `uniforms` is not given; None = torch's global one.
+        uniforms: [N, T] in [0, 1): the random number that decides each token (`sample_uniforms` makes one stream per sample).
+        group_size: G rollouts of each prompt; N = P·G, rows p·G … p·G + G − 1 belong to prompt p.
+        negative_ids, negative_mask: [P, L'], the negative prompt; needed with guidance.
+    Returns: tokens and their log-probabilities under the distribution sampled from.
+    Raises: ValueError for shapes or settings that don't fit.
+    """
+    rows = len(input_ids) * group_size
+    if uniforms is None:
+        uniforms = torch.rand(rows, num_tokens, generator=generator, dtype=torch.float64)
+    if uniforms.shape != (rows, num_tokens):
+        raise ValueError(f"uniforms must be [{rows}, {num_tokens}], not {list(uniforms.shape)}")
+    sampler = IncrementalSampler(
+        model,
+        input_ids,
+        attention_mask,
+        num_tokens,
+        SamplingConfig(temperature, top_k, top_p, min_p, cfg_scale),
+        group_size=group_size,
+        negative_ids=negative_ids,
+        negative_mask=negative_mask,
+    )
+    uniforms = uniforms.to(input_ids.device)
+    steps = []
+    for t in range(num_tokens):
+        logprobs = sampler.logprobs()
+        chosen = draw_tokens(logprobs, uniforms[:, t])
+        steps.append((chosen, logprobs.gather(1, chosen[:, None])[:, 0], entropy(logprobs)))
+        sampler.append(chosen)
+    tokens, chosen_logprobs, entropies = (torch.stack(column, 1) for column in zip(*steps, strict=True))
+    return Samples(tokens, chosen_logprobs, entropies)
+
+
+def score_image_tokens(
+    model: XOmniForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    tokens: Tensor,
+    *,
+    group_size: int = 1,
+    sampling: SamplingConfig | None = None,
+    negative_ids: Tensor | None = None,
+    negative_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of given image tokens, with gradients, over the image vocabulary alone.
+
+    The prompt is computed once per group; its keys and values are shared by the group's rollouts, gradients included.
+
+    Args:
+        model: the autoregressive model.
+        input_ids, attention_mask: [P, L], as in `sample_image_tokens`.
+        tokens: [N, T] int64, N = P·G, group-major.
+        group_size: G.
+        sampling: the distribution the tokens were sampled from.
+        negative_ids, negative_mask: [P, L'], needed with guidance.
+    Returns: logprobs [N, T] and entropy [N, T], float32 nats, both with gradients.
+    Raises: ValueError for shapes that don't fit.
+    """
+    sampling = sampling or SamplingConfig()
+    check_prompts(model, input_ids, attention_mask, tokens.shape[-1])
+    if tokens.dim() != 2 or len(tokens) != len(input_ids) * group_size:
+        raise ValueError(f"tokens must be [{len(input_ids) * group_size}, T], not {list(tokens.shape)}")
+    if sampling.guided:
+        input_ids, attention_mask = with_negative(input_ids, attention_mask, negative_ids, negative_mask)
+        conditional, negative = _image_logits(model, input_ids, attention_mask, tokens.repeat(2, 1), group_size).chunk(
+            2
+        )
+        logits = guide(conditional, negative, sampling.cfg_scale)
+    else:
+        logits = _image_logits(model, input_ids, attention_mask, tokens, group_size)
+    logprobs = sampling_logprobs(logits, sampling, chosen=tokens)
+    return logprobs.gather(-1, tokens[..., None])[..., 0], entropy(logprobs)
+
+
+def _image_logits(
+    model: XOmniForCausalLM, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, group_size: int
+) -> Tensor:
+    """Logits that predict each of `tokens`: [N, T, V]."""
+    cache = DynamicCache(config=model.config)
+    prompt = model(input_ids, attention_mask, past_key_values=cache, use_cache=True, modality="image", logits_to_keep=1)
+    first = prompt.logits.repeat_interleave(group_size, 0)
+    if tokens.shape[1] == 1:
+        return first
+    cache.batch_repeat_interleave(group_size)
+    mask = torch.cat(
+        [attention_mask.repeat_interleave(group_size, 0), attention_mask.new_ones(len(tokens), tokens.shape[1] - 1)], 1
+    )
+    ids = tokens[:, :-1] + model.config.vocab_size
+    rest = model(ids, mask, past_key_values=cache, use_cache=True, modality="image")
+    return torch.cat([first, rest.logits], 1)

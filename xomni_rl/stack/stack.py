@@ -1,0 +1,359 @@
+"""The whole stack behind one object: prompts → image tokens → pixels, pixels → tokens, image and question → text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from xomni_rl.prompts import Prompt
+
+from . import embedded
+from .autoregressive import XOmniConfig, XOmniForCausalLM
+from .decoder import DiffusionDecoder
+from .image_tokenizer import SemanticImageTokenizer, to_pixels
+from .sampler import SamplingConfig, sample_image_tokens, sample_uniforms
+from .text import PromptFormat, train_text_tokenizer
+
+LAYOUT = 1
+"""Version of a stack folder's layout, in its `stack.json`."""
+
+
+class StackError(ValueError):
+    """A stack that can't be loaded, or an input that it can't take; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Generated images and how they came about.
+
+    Attributes:
+        images: uint8 [N, H, W, 3].
+        tokens: [N, T] int64.
+        logprobs: [N, T] float32 nats, under the distribution sampled from.
+        entropy: [N, T] float32 nats.
+    """
+
+    images: np.ndarray
+    tokens: Tensor
+    logprobs: Tensor
+    entropy: Tensor
+
+
+class Stack:
+    """Autoregressive model, image tokenizer and diffusion decoder.
+
+    Args:
+        model, text_tokenizer, image_tokenizer, decoder: the parts; they must agree on the image vocabulary.
+        name: where it came from, for records.
+        default_size: (height, width) px of an image where nobody says.
+    Raises: StackError if the parts don't fit each other.
+    """
+
+    def __init__(
+        self,
+        model: XOmniForCausalLM,
+        text_tokenizer: PreTrainedTokenizerFast,
+        image_tokenizer: SemanticImageTokenizer,
+        decoder: DiffusionDecoder,
+        name: str,
+        default_size: tuple[int, int],
+    ) -> None:
+        if model.config.image_vocab_size != image_tokenizer.codebook_size:
+            raise StackError(
+                f"{name}: the model knows {model.config.image_vocab_size} image tokens, "
+                f"but the image tokenizer has {image_tokenizer.codebook_size}"
+            )
+        self.model = model.eval()
+        self.text_tokenizer = text_tokenizer
+        self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
+        self.decoder = decoder.eval().requires_grad_(False)
+        self.name = name
+        self.default_size = default_size
+        self.format = PromptFormat(text_tokenizer, model.config.vocab_size)
+
+    @property
+    def token_size(self) -> int:
+        """Pixels per token, along each side."""
+        return self.image_tokenizer.patch_size
+
+    @property
+    def image_vocab_size(self) -> int:
+        return self.model.config.image_vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path = "embedded", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Stack:
+        """Loads a stack.
+
+        Args:
+            source: "embedded", or a folder written by `save_pretrained` or by `xomni-rl pretrain`.
+            device: where the parts go.
+            dtype: of the parts' weights.
+        Raises: StackError naming the folder and what is missing or damaged.
+        """
+        if str(source) == "embedded":
+            with as_file(files("xomni_rl.weights") / "signs") as folder:
+                return cls._load(folder, "embedded").to(device, dtype)
+        return cls._load(Path(source), str(source)).to(device, dtype)
+
+    @classmethod
+    def _load(cls, folder: Path, name: str) -> Stack:
+        description = _read_description(folder)
+        needed = ["autoregressive/model.safetensors", "text_tokenizer/tokenizer.json", "vision/model.safetensors"]
+        needed += ["projector/projector.safetensors", "decoder/transformer/diffusion_pytorch_model.safetensors"]
+        missing = [part for part in needed if not (folder / part).exists()]
+        if missing:
+            raise StackError(
+                f"{folder} lacks {', '.join(missing)}; copy it whole, or make one with `xomni-rl pretrain`"
+            )
+        with _explained(folder):
+            model = XOmniForCausalLM.from_pretrained(
+                folder / "autoregressive", local_files_only=True, use_safetensors=True
+            )
+            text_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "text_tokenizer", local_files_only=True)
+            image_tokenizer = SemanticImageTokenizer.from_pretrained(folder)
+            decoder = DiffusionDecoder.from_pretrained(
+                folder / "decoder",
+                image_tokenizer.projector,
+                patch=image_tokenizer.patch_size,
+                steps=description["decoder_steps"],
+            )
+            height, width = description["default_size"]
+        return cls(model, text_tokenizer, image_tokenizer, decoder, name, (height, width))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes everything `from_pretrained` needs, as safetensors and JSON."""
+        folder = Path(folder)
+        self.model.save_pretrained(folder / "autoregressive")
+        self.text_tokenizer.save_pretrained(folder / "text_tokenizer")
+        self.image_tokenizer.save_pretrained(folder)
+        self.decoder.save_pretrained(folder / "decoder")
+        description = {"layout": LAYOUT, "default_size": list(self.default_size), "decoder_steps": self.decoder.steps}
+        (folder / "stack.json").write_text(json.dumps(description, indent=1) + "\n")
+
+    @classmethod
+    def tiny_random(cls, seed: int = 0) -> Stack:
+        """The embedded configuration with random weights and one layer less of everything: for tests and dry runs."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            config = XOmniConfig(**{**embedded.AUTOREGRESSIVE, "num_hidden_layers": 3, "initializer_range": 0.1})
+            image_tokenizer = SemanticImageTokenizer.from_config(embedded.VISION, embedded.PROJECTOR)
+            decoder = DiffusionDecoder.from_config(
+                {**embedded.DECODER, "num_single_layers": 1},
+                image_tokenizer.projector,
+                embedded.TOKEN_SIZE,
+                embedded.DECODER_STEPS,
+            )
+            text = train_text_tokenizer(
+                ["a red sign"], config.vocab_size, config.image_vocab_size, config.mm_special_tokens
+            )
+            return cls(XOmniForCausalLM(config), text, image_tokenizer, decoder, "tiny_random", embedded.DEFAULT_SIZE)
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Stack:
+        """Moves every part; returns itself."""
+        for part in (self.model, self.image_tokenizer, self.decoder):
+            part.to(device=device, dtype=dtype)
+        return self
+
+    def weight_hashes(self) -> dict[str, str]:
+        """SHA-256 of each part's tensors, by part."""
+        parts = {"autoregressive": self.model, "image_tokenizer": self.image_tokenizer, "decoder": self.decoder}
+        return {name: _hash(part) for name, part in parts.items()}
+
+    def grid(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Token grid (h, w) of an image size (height, width) px.
+
+        Raises: StackError if the size is no positive multiple of the token size.
+        """
+        height, width = size or self.default_size
+        step = self.token_size
+        if height < step or width < step or height % step or width % step:
+            near = [max(step, round(side / step) * step) for side in (height, width)]
+            raise StackError(
+                f"image size {height}x{width} is no multiple of the token size {step} px; the nearest is {near[0]}x{near[1]}"
+            )
+        return height // step, width // step
+
+    def encode_prompts(self, texts: Sequence[str], size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """Image prompts as ids.
+
+        Args:
+            texts: P prompts.
+            size: (height, width) px.
+        Returns: input_ids [P, L], left-padded, ending with `<IMAGE>`; attention_mask [P, L].
+        Raises: StackError for no prompts, a bad size, or a context longer than the model's.
+        """
+        grid = self.grid(size)
+        if not texts:
+            raise StackError("no prompts given")
+        rows = [self.format.image_prompt(text, grid) for text in texts]
+        limit = self.model.config.max_position_embeddings - grid[0] * grid[1]
+        longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+        if len(rows[longest]) > limit:
+            raise StackError(
+                f"prompt {longest} has {len(rows[longest])} tokens, but an image of {grid[0]}x{grid[1]} tokens leaves room "
+                f"for {limit}: shorten it or make the image smaller ({texts[longest][:60]!r}…)"
+            )
+        ids, mask = self.format.left_padded(rows)
+        return ids.to(self.device), mask.to(self.device)
+
+    def encode_negative(self, count: int, size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """The negative prompt of guidance, the image prefix alone, `count` times: [P, L'] and its mask."""
+        ids, mask = self.format.left_padded([self.format.image_prefix(self.grid(size))] * count)
+        return ids.to(self.device), mask.to(self.device)
+
+    def generate(
+        self,
+        prompts: Sequence[str | Prompt],
+        *,
+        size: tuple[int, int] | None = None,
+        group_size: int = 1,
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
+    ) -> Generation:
+        """Generates images.
+
+        Args:
+            prompts: P texts or prompts.
+            size: (height, width) px of all of them.
+            group_size: G images a prompt; N = P·G, group-major.
+            seed: same seed, prompt and index, same image, whatever the batch.
+            sampling: temperature, truncation, guidance.
+        Raises: StackError for input it can't take.
+        """
+        sampling = sampling or SamplingConfig()
+        texts = [p.text if isinstance(p, Prompt) else p for p in prompts]
+        keys = [p.id if isinstance(p, Prompt) else p for p in prompts]
+        grid = self.grid(size)
+        ids, mask = self.encode_prompts(texts, size)
+        negative_ids, negative_mask = self.encode_negative(len(texts), size) if sampling.guided else (None, None)
+        samples = sample_image_tokens(
+            self.model,
+            ids,
+            mask,
+            grid[0] * grid[1],
+            **vars(sampling),
+            uniforms=sample_uniforms(
+                seed,
+                [k for k in keys for _ in range(group_size)],
+                list(range(group_size)) * len(keys),
+                grid[0] * grid[1],
+            ),
+            group_size=group_size,
+            negative_ids=negative_ids,
+            negative_mask=negative_mask,
+        )
+        images = self.decode(samples.tokens, size)
+        return Generation(images, samples.tokens, samples.logprobs, samples.entropy)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Pixels of tokens.
+
+        Args:
+            tokens: [N, T] or [N, h, w] int64.
+            size: (height, width) px, for [N, T].
+        Returns: uint8 [N, H, W, 3]; depends on nothing but the tokens.
+        Raises: StackError if T doesn't fill the grid or a token is outside the codebook.
+        """
+        if tokens.dim() == 2:
+            h, w = self.grid(size)
+            if tokens.shape[1] != h * w:
+                raise StackError(f"{tokens.shape[1]} tokens don't fill an image of {h}x{w} tokens")
+            tokens = tokens.view(-1, h, w)
+        try:
+            return self.decoder(tokens.to(self.device)).cpu().numpy()
+        except ValueError as error:
+            raise StackError(str(error)) from error
+
+    @torch.no_grad()
+    def encode(self, images: Any) -> Tensor:
+        """Tokens of images: uint8 [N, H, W, 3] → [N, h, w] int64. Raises: StackError for another shape or size."""
+        try:
+            pixels = to_pixels(images, self.device, next(self.image_tokenizer.parameters()).dtype)
+            return self.image_tokenizer(pixels)
+        except ValueError as error:
+            raise StackError(str(error)) from error
+
+    @torch.no_grad()
+    def chat(self, image: Any, question: str, max_new_tokens: int = 64) -> str:
+        """Answers a question about an image, greedily.
+
+        Args:
+            image: uint8 [H, W, 3] (array or PIL), sides multiples of the token size.
+            question: plain text.
+            max_new_tokens: where an answer is cut.
+        Raises: StackError for an image or a question that doesn't fit.
+        """
+        return self.answer(self.encode(np.asarray(image)[None]), question, max_new_tokens)[0]
+
+    @torch.no_grad()
+    def answer(self, tokens: Tensor, question: str, max_new_tokens: int = 64) -> list[str]:
+        """Answers one question about each tokenised image: [N, h, w] int64 → N texts."""
+        ids, mask = self.format.left_padded([self.format.chat_prompt(t.cpu(), question) for t in tokens])
+        room = self.model.config.max_position_embeddings - ids.shape[1]
+        if room < 1:
+            raise StackError(f"image and question have {ids.shape[1]} tokens, more than the model's context holds")
+        out = self.model.generate(
+            ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            max_new_tokens=min(max_new_tokens, room),
+            do_sample=False,
+            eos_token_id=self.format.end,
+            pad_token_id=self.format.pad,
+        )
+        return [
+            text.strip() for text in self.text_tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+        ]
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / "stack.json"
+    if not folder.is_dir():
+        raise StackError(f"no stack at {folder}: give 'embedded' or a folder written by `xomni-rl pretrain`")
+    if not path.exists():
+        raise StackError(f"{folder} is no stack: it has no stack.json; `xomni-rl pretrain --out {folder}` writes one")
+    try:
+        description = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise StackError(f"{path} is damaged ({error}); copy the stack again") from error
+    if not isinstance(description, dict) or description.get("layout") != LAYOUT:
+        raise StackError(
+            f"{path} has layout {description.get('layout') if isinstance(description, dict) else None}, not {LAYOUT}"
+        )
+    return description
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turns the libraries' errors about damaged files into one sentence."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StackError(f"{folder} can't be loaded, a file is damaged or of another architecture: {first}") from error
+
+
+def _hash(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else b"")
+    return digest.hexdigest()
