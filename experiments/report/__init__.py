@@ -1,1 +1,6 @@
+"""The page a run leaves behind, and the tables and pictures made from several runs."""
 
+from xomni_rl.experiments.report.data import ReportError
+from xomni_rl.experiments.report.page import build_report
+
+__all__ = ["ReportError", "build_report"]

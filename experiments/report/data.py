@@ -1,0 +1,304 @@
+"""Reads a run folder into plain values for the report; knows the folder's layout and nothing of HTML.
+
+A folder of a run that is still going, or was killed, is as welcome as a finished one: whatever is missing is
+empty here, and a file that cannot be read is named in `RunData.notes` instead of hiding the rest of the run.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml  # type: ignore[import-untyped]
+from xomni_rl.policies.advantages import combine_rewards
+
+PREFERRED_HEADLINES = ("ocr_exact", "ocr_char")
+_STEP_FILE = re.compile(r"step_(\d+)\.parquet$")
+
+
+class ReportError(ValueError):
+    """The folder is no run folder, or one of its text files is damaged; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One rollout or held-out generation, as its parquet row tells it."""
+
+    prompt_id: str
+    prompt: str
+    index: int
+    score: float  # weighted average of the applicable components; NaN when none applies
+    rewards: dict[str, float]  # component → raw score
+    metrics: dict[str, float]  # "<component>_<metric>" → value
+    advantage: float
+    read: str | None  # what the OCR read; None when nothing was recorded
+    image: bytes | None
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether the OCR read exactly the requested text; None when the run has no such metric."""
+        exact = [value for name, value in self.metrics.items() if name.endswith("exact") and not math.isnan(value)]
+        return all(value >= 1.0 for value in exact) if exact else None
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One held-out figure before and after; `after` is None while only one evaluation exists."""
+
+    name: str
+    before: float
+    after: float | None
+    best: float | None = None
+    best_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same held-out prompt and random stream before and after training."""
+
+    prompt: str
+    before: Sample
+    after: Sample | None
+
+
+@dataclass(frozen=True)
+class AlarmCount:
+    """All firings of one alarm."""
+
+    name: str
+    count: int
+    first_step: int | None
+    last_step: int | None
+    message: str
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything the report shows of one run folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    summary: dict[str, Any]
+    metrics: pd.DataFrame  # index: step; columns: metric names, nested objects flattened with "/"
+    headlines: list[Headline]
+    pairs: list[Pair]
+    heldout_count: int
+    heldout_steps: tuple[int, int] | None
+    rollouts: list[Sample]
+    rollout_step: int | None
+    alarms: list[AlarmCount]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        return str(self.summary.get("status", "no summary yet: running, or killed"))
+
+
+def read_run(folder: Path) -> RunData:
+    """The run folder's contents.
+
+    Raises: ReportError when the folder has neither metrics, configuration nor summary, or a text file is damaged
+        anywhere but in its last line (a killed run may leave half a line).
+    """
+    if not folder.is_dir():
+        raise ReportError(f"{folder} is not a folder")
+    if not any((folder / name).exists() for name in ("metrics.jsonl", "config.yaml", "summary.json")):
+        raise ReportError(f"{folder} is no run folder: it has no metrics.jsonl, config.yaml or summary.json")
+    notes: list[str] = []
+    config = _read_yaml(folder / "config.yaml")
+    summary = _read_json(folder / "summary.json")
+    metrics = read_metrics(folder / "metrics.jsonl")
+    weights = component_weights(config)
+    heldout_files = step_files(folder / "heldout")
+    before = read_samples(heldout_files[0][1], weights, notes) if heldout_files else []
+    after = read_samples(heldout_files[-1][1], weights, notes) if len(heldout_files) > 1 else []
+    rollout_files = step_files(folder / "rollouts")
+    return RunData(
+        folder=folder,
+        config=config,
+        manifest=_read_json(folder / "manifest.json"),
+        summary=summary,
+        metrics=metrics,
+        headlines=headlines(metrics, summary),
+        pairs=pair_samples(before, after),
+        heldout_count=len(before),
+        heldout_steps=(heldout_files[0][0], heldout_files[-1][0]) if heldout_files else None,
+        rollouts=read_samples(rollout_files[-1][1], weights, notes) if rollout_files else [],
+        rollout_step=rollout_files[-1][0] if rollout_files else None,
+        alarms=count_alarms(read_lines(folder / "alarms.jsonl")),
+        notes=notes,
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; [] when there is none. A last line cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ReportError(f"{path}:{number}: not JSON ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise ReportError(f"{path}:{number}: expected an object, found {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def read_metrics(path: Path) -> pd.DataFrame:
+    """metrics.jsonl as a float frame indexed by step; for a step written twice the later line counts."""
+    rows = [_flatten(row) for row in read_lines(path)]
+    if not rows:
+        return pd.DataFrame(index=pd.Index([], name="step", dtype="int64"))
+    if any("step" not in row for row in rows):
+        raise ReportError(f"{path}: a line has no step")
+    frame = pd.DataFrame(rows).groupby("step", sort=True).last()
+    frame.index = frame.index.astype("int64")
+    return frame.astype("float64")
+
+
+def step_files(folder: Path) -> list[tuple[int, Path]]:
+    """(step, file) of every step_<number>.parquet in the folder, in order of steps."""
+    found = ((_STEP_FILE.search(path.name), path) for path in folder.glob("step_*.parquet"))
+    return sorted((int(match.group(1)), path) for match, path in found if match)
+
+
+def component_weights(config: Mapping[str, Any]) -> dict[str, float]:
+    """Reward component → weight, as the configuration has it."""
+    components = (config.get("reward") or {}).get("components") or {}
+    return {name: float((entry or {}).get("weight", 1.0)) for name, entry in components.items()}
+
+
+def read_samples(path: Path, weights: Mapping[str, float], notes: list[str]) -> list[Sample]:
+    """The rows of one rollouts or held-out table; an unreadable file becomes a note and no rows."""
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        notes.append(f"{path.parent.name}/{path.name} could not be read: {str(error).splitlines()[0]}")
+        return []
+    return [_sample(row, score) for row, score in zip(rows, _scores(rows, weights), strict=True)]
+
+
+def pair_samples(before: list[Sample], after: list[Sample]) -> list[Pair]:
+    """Held-out samples with a picture, joined by prompt and index; order of the first evaluation."""
+    later = {(sample.prompt_id, sample.index): sample for sample in after}
+    pairs = (Pair(first.prompt, first, later.get((first.prompt_id, first.index))) for first in before)
+    return [pair for pair in pairs if pair.before.image is not None]
+
+
+def headlines(metrics: pd.DataFrame, summary: Mapping[str, Any]) -> list[Headline]:
+    """Held-out figures before → after, the OCR's exact and character accuracy first.
+
+    The summary's figures where there is one, else the first and last evaluation in the metrics.
+    """
+    heldout = summary.get("heldout") or {}
+    before, after = dict(heldout.get("before") or {}), dict(heldout.get("after") or {})
+    best = dict(heldout.get("best") or {})
+    for column in [name for name in metrics.columns if name.startswith("heldout/")]:
+        series = metrics[column].dropna()
+        name = column.removeprefix("heldout/")
+        if name not in before and len(series):
+            before[name] = float(series.iloc[0])
+        if name not in after and len(series) > 1:
+            after[name] = float(series.iloc[-1])
+    names = [name for name in PREFERRED_HEADLINES if name in before]
+    names += sorted(name for name in before if name not in names and name != "step")
+    best_step = best.get("step")
+    return [
+        Headline(name, float(before[name]), _optional(after.get(name)), _optional(best.get(name)), best_step)
+        for name in names
+        if _optional(before[name]) is not None
+    ]
+
+
+def count_alarms(rows: list[dict[str, Any]]) -> list[AlarmCount]:
+    """One entry per alarm name, in the order in which they first fired; the last message is kept."""
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        grouped.setdefault(str(row.get("alarm", row.get("name", "alarm"))), []).append(row)
+    return [
+        AlarmCount(name, len(found), found[0].get("step"), found[-1].get("step"), str(found[-1].get("message", "")))
+        for name, found in grouped.items()
+    ]
+
+
+def _scores(rows: list[dict[str, Any]], weights: Mapping[str, float]) -> list[float]:
+    """Each row's composite score; a component that the configuration does not name weighs 1."""
+    names = [key for key in rows[0] if key.startswith("reward_")] if rows else []
+    if not names:
+        return [math.nan] * len(rows)
+    rewards = np.array([[_number(row[name]) for name in names] for row in rows], dtype=np.float32)
+    factors = np.array([weights.get(name.removeprefix("reward_"), 1.0) for name in names])
+    return [float(score) for score in combine_rewards(rewards, factors)]
+
+
+def _sample(row: Mapping[str, Any], score: float) -> Sample:
+    rewards = {key.removeprefix("reward_"): _number(row[key]) for key in row if key.startswith("reward_")}
+    metrics = {key.removeprefix("metric_"): _number(row[key]) for key in row if key.startswith("metric_")}
+    read = row.get("read")
+    return Sample(
+        prompt_id=str(row.get("prompt_id", "")),
+        prompt=str(row.get("prompt", "")),
+        index=int(row.get("index") or 0),
+        score=score,
+        rewards=rewards,
+        metrics=metrics,
+        advantage=_number(row.get("advantage")),
+        read=None if read is None else str(read),
+        image=row.get("image"),
+    )
+
+
+def _flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}/"))
+        elif value is None or isinstance(value, (int, float)):
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _optional(value: Any) -> float | None:
+    number = _number(value)
+    return None if math.isnan(number) else number
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    if not isinstance(content, dict):
+        raise ReportError(f"{path}: expected an object, found {type(content).__name__}")
+    return content
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ReportError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+    return content if isinstance(content, dict) else {}
