@@ -36,7 +36,5 @@ class DecoderTrainer(nn.Module):
         noise = torch.randn_like(latents)
         sigma = torch.rand(len(latents))
         sigma = torch.where(torch.rand(len(latents)) < PURE_NOISE_SHARE, torch.ones(()), sigma)
-        loss = flow_matching_loss(
-            self.decoder, latents, self.decoder.features(tokens), tuple(tokens.shape[1:]), noise, sigma
-        )
+        loss = flow_matching_loss(self.decoder, latents, self.decoder.features(tokens), tuple(tokens.shape[1:]), noise, sigma)
         return loss, {"flow_matching": float(loss.detach())}

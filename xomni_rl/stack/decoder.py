@@ -100,9 +100,7 @@ class DiffusionDecoder(nn.Module):
         transformer = FluxTransformer2DModel.from_pretrained(
             str(folder), subfolder="transformer", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
-        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
-            str(folder), subfolder="scheduler", local_files_only=True
-        )
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(str(folder), subfolder="scheduler", local_files_only=True)
         return cls(transformer.eval(), scheduler, projector, PixelPatches(patch), steps)
 
     @classmethod
@@ -134,9 +132,7 @@ class DiffusionDecoder(nn.Module):
         Raises: ValueError if latents and features don't stand on the same grid.
         """
         if latents.shape[:2] != features.shape[:2] or latents.shape[1] != grid[0] * grid[1]:
-            raise ValueError(
-                f"latents {tuple(latents.shape)} and features {tuple(features.shape)} don't fit a grid of {grid}"
-            )
+            raise ValueError(f"latents {tuple(latents.shape)} and features {tuple(features.shape)} don't fit a grid of {grid}")
         sequence, pooled = self._text_condition(len(latents), texts, latents)
         return self.transformer(
             hidden_states=torch.cat([latents, features], -1),
@@ -210,9 +206,7 @@ def flow_matching_loss(
     Source: arXiv:2210.02747, with the linear path of arXiv:2209.03003.
     """
     if noise.shape != latents.shape or sigma.shape != latents.shape[:1]:
-        raise ValueError(
-            f"noise {tuple(noise.shape)}, sigma {tuple(sigma.shape)} don't fit latents {tuple(latents.shape)}"
-        )
+        raise ValueError(f"noise {tuple(noise.shape)}, sigma {tuple(sigma.shape)} don't fit latents {tuple(latents.shape)}")
     s = sigma[:, None, None]
     velocity = decoder.velocity((1 - s) * latents + s * noise, sigma, features, grid)
     return (velocity - (noise - latents)).square().mean()

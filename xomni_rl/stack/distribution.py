@@ -1,4 +1,4 @@
-"""The distribution that image tokens are drawn from: temperature, truncation and guidance, the same for sampling and scoring."""
+"""The distribution that image tokens are drawn from: temperature, truncation and guidance, for sampling and for scoring."""
 
 from __future__ import annotations
 
@@ -113,9 +113,7 @@ def draw_tokens(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     Raises: ValueError if the shapes don't fit.
     """
     if logprobs.dim() != 2 or uniforms.shape != logprobs.shape[:1]:
-        raise ValueError(
-            f"logprobs {tuple(logprobs.shape)} and uniforms {tuple(uniforms.shape)} must be [N, V] and [N]"
-        )
+        raise ValueError(f"logprobs {tuple(logprobs.shape)} and uniforms {tuple(uniforms.shape)} must be [N, V] and [N]")
     cumulative = logprobs.double().exp().cumsum(-1)
     threshold = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logprobs.shape[1] - 1)

@@ -74,9 +74,7 @@ class IncrementalSampler:
     def _prefill(self, input_ids: Tensor, attention_mask: Tensor, group_size: int) -> None:
         model, length = self.model, input_ids.shape[1]
         cache = DynamicCache(config=model.config)
-        outputs = model(
-            input_ids, attention_mask, past_key_values=cache, use_cache=True, modality="image", logits_to_keep=1
-        )
+        outputs = model(input_ids, attention_mask, past_key_values=cache, use_cache=True, modality="image", logits_to_keep=1)
         self._next_logits = outputs.logits[:, 0].repeat_interleave(group_size, 0)
         rows, total = len(input_ids) * group_size, length + self.num_tokens
         shape = (rows, self.kv_heads, total, self.head_dim)
@@ -88,9 +86,7 @@ class IncrementalSampler:
                 store.append(buffer)
         mask = attention_mask.bool().repeat_interleave(group_size, 0)
         grown = torch.cat([mask, mask.new_ones(rows, self.num_tokens)], 1)
-        self.bias = torch.zeros(grown.shape, dtype=self.head.dtype, device=grown.device).masked_fill_(
-            ~grown, -torch.inf
-        )
+        self.bias = torch.zeros(grown.shape, dtype=self.head.dtype, device=grown.device).masked_fill_(~grown, -torch.inf)
         self.has_padding = not bool(mask.all())
         positions = mask.sum(1, keepdim=True) + torch.arange(self.num_tokens, device=mask.device)
         cos, sin = model.model.rotary_emb(self.head, positions)
@@ -162,13 +158,11 @@ class IncrementalSampler:
         rows = len(query)
         grouped = query.view(rows, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
         bias = self.bias[:, None, None, : keys.shape[2]] if self.has_padding else None
-        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias).view(
-            rows, self.heads, self.head_dim
-        )
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias).view(rows, self.heads, self.head_dim)
 
 
 def check_prompts(model: XOmniForCausalLM, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> None:
-    """Raises ValueError unless prompts are [P, L] with a mask of the same shape, end unpadded, and fit the model's positions."""
+    """Raises ValueError unless prompts are [P, L], masked alike, unpadded at the end, and fit the model's positions."""
     if input_ids.dim() != 2 or input_ids.shape != attention_mask.shape:
         raise ValueError(
             f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(attention_mask.shape)} must both be [P, L]"

@@ -128,9 +128,7 @@ def score_image_tokens(
         raise ValueError(f"tokens must be [{len(input_ids) * group_size}, T], not {list(tokens.shape)}")
     if sampling.guided:
         input_ids, attention_mask = with_negative(input_ids, attention_mask, negative_ids, negative_mask)
-        conditional, negative = _image_logits(model, input_ids, attention_mask, tokens.repeat(2, 1), group_size).chunk(
-            2
-        )
+        conditional, negative = _image_logits(model, input_ids, attention_mask, tokens.repeat(2, 1), group_size).chunk(2)
         logits = guide(conditional, negative, sampling.cfg_scale)
     else:
         logits = _image_logits(model, input_ids, attention_mask, tokens, group_size)

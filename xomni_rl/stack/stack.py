@@ -120,13 +120,9 @@ class Stack:
         needed += ["projector/projector.safetensors", "decoder/transformer/diffusion_pytorch_model.safetensors"]
         missing = [part for part in needed if not (folder / part).exists()]
         if missing:
-            raise StackError(
-                f"{folder} lacks {', '.join(missing)}; copy it whole, or make one with `xomni-rl pretrain`"
-            )
+            raise StackError(f"{folder} lacks {', '.join(missing)}; copy it whole, or make one with `xomni-rl pretrain`")
         with _explained(folder):
-            model = XOmniForCausalLM.from_pretrained(
-                folder / "autoregressive", local_files_only=True, use_safetensors=True
-            )
+            model = XOmniForCausalLM.from_pretrained(folder / "autoregressive", local_files_only=True, use_safetensors=True)
             text_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "text_tokenizer", local_files_only=True)
             image_tokenizer = SemanticImageTokenizer.from_pretrained(folder)
             decoder = DiffusionDecoder.from_pretrained(
@@ -161,9 +157,7 @@ class Stack:
                 embedded.TOKEN_SIZE,
                 embedded.DECODER_STEPS,
             )
-            text = train_text_tokenizer(
-                ["a red sign"], config.vocab_size, config.image_vocab_size, config.mm_special_tokens
-            )
+            text = train_text_tokenizer(["a red sign"], config.vocab_size, config.image_vocab_size, config.mm_special_tokens)
             return cls(XOmniForCausalLM(config), text, image_tokenizer, decoder, "tiny_random", embedded.DEFAULT_SIZE)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Stack:
@@ -319,9 +313,7 @@ class Stack:
             eos_token_id=self.format.end,
             pad_token_id=self.format.pad,
         )
-        return [
-            text.strip() for text in self.text_tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-        ]
+        return [text.strip() for text in self.text_tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)]
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""The recipe that makes the embedded weights: image tokenizer, then decoder, then the autoregressive model, then a card.
+
+The autoregressive model is stopped early, on purpose: reinforcement learning needs room to show what it does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from xomni_rl.prompt_sets.signs import COLOURS
+from xomni_rl.stack import embedded
+from xomni_rl.stack.autoregressive import XOmniConfig, XOmniForCausalLM
+from xomni_rl.stack.decoder import DiffusionDecoder
+from xomni_rl.stack.image_tokenizer import SemanticImageTokenizer
+from xomni_rl.stack.stack import Stack, StackError
+from xomni_rl.stack.text import train_text_tokenizer
+
+from .autoregressive import COLOUR, READ, AutoregressiveTrainer
+from .card import evaluate_stack, write_card
+from .data import sign_batch, stream
+from .decoder import DecoderTrainer
+from .loop import Stage, run_stage
+from .tokenizer import TokenizerTrainer
+
+TOKENIZER = Stage("tokenizer", 2200, 2200, batch=48, learning_rate=2e-3, weight_decay=1e-4, beta2=0.99)
+DECODER = Stage("decoder", 2000, 2000, batch=48, learning_rate=1.5e-3, weight_decay=1e-4, beta2=0.99)
+AUTOREGRESSIVE = Stage("ar", 1000, 500, batch=80, learning_rate=1.5e-3, weight_decay=0.01, beta2=0.98)
+
+
+def pretrain(
+    out: str | Path, seed: int = 0, *, quick: bool = False, figures: int = 512, console: Console | None = None
+) -> Stack:
+    """Makes a stack from nothing.
+
+    A stage that is finished in `out` is not run again, and an unfinished one goes on from its last state file.
+
+    Args:
+        out: the stack's folder.
+        seed: of everything.
+        quick: a few steps of each stage, to see the recipe run; the stack is of no use.
+        figures: held-out signs behind the card's figures.
+        console: where progress goes.
+    Returns: the stack.
+    Raises: StackError if `out` holds the work of another seed or recipe.
+    """
+    out, console = Path(out), console or Console()
+    stages = [
+        replace(s, schedule=20, stop=20, batch=16, save_every=5) if quick else s for s in (TOKENIZER, DECODER, AUTOREGRESSIVE)
+    ]
+    work = out / "pretraining"
+    work.mkdir(parents=True, exist_ok=True)
+    _claim(work / "recipe.json", {"seed": seed, "stages": [vars(s) for s in stages]})
+    started = time.monotonic()
+    image_tokenizer = make_tokenizer(stages[0], seed, work, console)
+    decoder = make_decoder(stages[1], seed, work, image_tokenizer, console)
+    stack = make_autoregressive(stages[2], seed, image_tokenizer, decoder, work, console)
+    stack.save_pretrained(out)
+    write_card(
+        out / "README.md", evaluate_stack(stack, count=figures, console=console), seed, stages, time.monotonic() - started
+    )
+    shutil.rmtree(work)
+    return Stack.from_pretrained(out)
+
+
+def make_tokenizer(stage: Stage, seed: int, work: Path, console: Console) -> SemanticImageTokenizer:
+    """The image tokenizer, trained or read from a finished stage."""
+    done = work / "tokenizer"
+    if not done.exists():
+        torch.manual_seed(seed)
+        tokenizer = SemanticImageTokenizer.from_config(embedded.VISION, embedded.PROJECTOR)
+        trainer = TokenizerTrainer(tokenizer, rows=embedded.DEFAULT_SIZE[0] // embedded.TOKEN_SIZE)
+        run_stage(
+            stage,
+            trainer,
+            lambda step: trainer(sign_batch(stream(seed, stage.name, step), stage.batch)),
+            work / "tokenizer.safetensors",
+            console,
+        )
+        _finish(done, tokenizer)
+    return SemanticImageTokenizer.from_pretrained(done)
+
+
+def make_decoder(
+    stage: Stage, seed: int, work: Path, image_tokenizer: SemanticImageTokenizer, console: Console
+) -> DiffusionDecoder:
+    """The decoder, trained or read from a finished stage; the projector's decoding half is trained with it."""
+    done = work / "decoder"
+    projector = image_tokenizer.projector
+    if not done.exists():
+        torch.manual_seed(seed + 1)
+        decoder = DiffusionDecoder.from_config(embedded.DECODER, projector, embedded.TOKEN_SIZE, embedded.DECODER_STEPS)
+        trainer = DecoderTrainer(decoder, image_tokenizer)
+        run_stage(
+            stage,
+            trainer,
+            lambda step: trainer(sign_batch(stream(seed, stage.name, step), stage.batch)),
+            work / "decoder.safetensors",
+            console,
+        )
+        _finish(done, decoder, projector)
+    projector.load_state_dict(type(projector).from_pretrained(done / "projector").state_dict())
+    return DiffusionDecoder.from_pretrained(done, projector, embedded.TOKEN_SIZE, embedded.DECODER_STEPS)
+
+
+def make_autoregressive(
+    stage: Stage, seed: int, image_tokenizer: SemanticImageTokenizer, decoder: DiffusionDecoder, work: Path, console: Console
+) -> Stack:
+    """The autoregressive model, in a whole stack."""
+    torch.manual_seed(seed + 2)
+    config = XOmniConfig(**embedded.AUTOREGRESSIVE)
+    corpus = sign_batch(stream(seed, "corpus", 0), 2000).prompts()
+    corpus += [READ, COLOUR, "user\n", "assistant\n"] * 200 + list(COLOURS) * 100
+    text = train_text_tokenizer(corpus, config.vocab_size, config.image_vocab_size, config.mm_special_tokens)
+    stack = Stack(XOmniForCausalLM(config), text, image_tokenizer, decoder, "pretraining", embedded.DEFAULT_SIZE)
+    trainer = AutoregressiveTrainer(stack.model, stack.image_tokenizer, stack.format)
+
+    def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        trainer.rng = stream(seed, stage.name, step)
+        return trainer(sign_batch(trainer.rng, stage.batch))
+
+    run_stage(stage, trainer, step_loss, work / "autoregressive.safetensors", console)
+    return stack
+
+
+def _finish(folder: Path, *parts: SemanticImageTokenizer | DiffusionDecoder | torch.nn.Module) -> None:
+    """Saves a finished stage's parts beside and renames the folder; a projector goes into its own sub-folder."""
+    temporary = folder.with_suffix(".writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for part in parts:
+        target = temporary / "projector" if part is not parts[0] else temporary
+        part.save_pretrained(target)  # type: ignore[operator]
+    os.replace(temporary, folder)
+
+
+def _claim(path: Path, recipe: dict[str, object]) -> None:
+    text = json.dumps(recipe, indent=1, sort_keys=True)
+    if path.exists() and path.read_text() != text:
+        raise StackError(
+            f"{path.parent} holds the unfinished work of another seed or recipe; choose another --out or delete it"
+        )
+    path.write_text(text)
