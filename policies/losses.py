@@ -153,9 +153,7 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, 0.0)
 
 
-def _ratio_metrics(
-    log_ratio: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float
-) -> dict[str, Tensor]:
+def _ratio_metrics(log_ratio: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float) -> dict[str, Tensor]:
     """Diagnostics of the importance ratio. log_ratio, advantages and mask are [N, T]; log_ratio is detached."""
     ratio = log_ratio.exp()
     lost = ((ratio < 1.0 - clip_low) & (advantages < 0)) | ((ratio > 1.0 + clip_high) & (advantages > 0))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xomni_rl.policies.algorithms.base import (
     Algorithm,
+    AlgorithmError,
     KLPlace,
     algorithms,
     require_at_least,
@@ -57,6 +58,8 @@ def grpo(
     options: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high, "kl_coef": kl_coef}
     for option, value in options.items():
         require_at_least(option, value, 0.0)
+    if clip_low > 1.0:
+        raise AlgorithmError(f"algorithm.options.clip_low must be at most 1, but is {clip_low}")
     require_choice("aggregation", aggregation, ("token_mean", "sequence_mean", "constant_length"))
     require_choice("scale", scale, ("std", "none"))
     require_choice("kl_estimator", kl_estimator, ("k1", "k2", "k3"))
