@@ -77,7 +77,7 @@ def run(repeats: int = 5) -> dict[str, float]:
     figures: dict[str, list[dict[str, float]]] = {"image": [], "full": []}
     for _ in range(2):
         for which, measured in figures.items():
-            code = f"import json; from xomni_rl.experiments.benchmarks.logprobs import measure; print(json.dumps(measure({which!r}, {repeats})))"
+            code = f"import json; from {__name__} import measure; print(json.dumps(measure({which!r}, {repeats})))"
             out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
             measured.append(json.loads(out.stdout.splitlines()[-1]))
     best = {w: {k: min(f[k] for f in measured) for k in ("seconds", "mib")} for w, measured in figures.items()}

@@ -83,13 +83,13 @@ def write_card(path: Path, figures: Figures, seed: int, stages: Sequence[Stage],
         for name, value in asdict(figures).items()
         if name != "count" and name != "codes_used"
     )
-    steps = ", ".join(f"{s.name} {s.stop} of {s.schedule} steps of {s.batch}" for s in stages)
+    steps = ", ".join(f"{s.name} {s.steps} steps of {s.batch}" for s in stages)
     took = f"\nTime: {seconds / 60:.0f} minutes.\n" if seconds is not None else ""
     path.write_text(
         f"# Embedded sign stack\n\nMade by `xomni-rl pretrain --seed {seed}`: {steps}.\n{took}\n"
-        f"Measured on {figures.count} signs whose strings never occur in training, sampling at temperature 1 without guidance:\n\n"
+        f"Measured on {figures.count} signs whose strings never occur in training, at temperature 1 without guidance:\n\n"
         f"| figure | value |\n|---|---|\n{rows}\n| codes used | {figures.codes_used} of 512 |\n\n"
-        "rendered: OCR exact match of the rendered signs, the ceiling; reconstruction: after tokenizer and decoder; generation: from\n"
-        "prompts, before any reinforcement learning; reading and colour: the model's own answers about tokenised signs.\n\n"
+        "rendered: OCR exact match of the rendered signs, the ceiling; reconstruction: after tokenizer and decoder;\n"
+        "generation: from prompts, before any reinforcement learning; reading and colour: the model's own answers.\n\n"
         "Licence: Apache-2.0. The training images are rendered with the font inside Pillow; nothing else went in.\n"
     )

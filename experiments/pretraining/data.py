@@ -39,13 +39,13 @@ def stream(seed: int, stage: str, step: int) -> np.random.Generator:
     return np.random.default_rng([seed, *stage.encode(), step])
 
 
-def sign_batch(rng: np.random.Generator, count: int, *, heldout: bool = False) -> SignBatch:
-    """Draws and renders `count` signs of one split."""
+def sign_batch(rng: np.random.Generator, count: int, *, heldout: bool = False, proportional: bool = False) -> SignBatch:
+    """Draws and renders `count` signs of one split; `proportional` as in `render_sign`."""
     names = list(COLOURS)
     texts = random_strings(rng, count, heldout=heldout)
     colours = [names[i] for i in rng.integers(len(names), size=count)]
     templates = [TEMPLATES[i] for i in rng.integers(len(TEMPLATES), size=count)]
-    images = np.stack([render_sign(t, c, rng) for t, c in zip(texts, colours, strict=True)])
+    images = np.stack([render_sign(t, c, rng, proportional=proportional) for t, c in zip(texts, colours, strict=True)])
     return SignBatch(images, texts, colours, templates)
 
 

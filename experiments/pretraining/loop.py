@@ -22,8 +22,7 @@ class Stage:
 
     Attributes:
         name: also the name of its random streams.
-        schedule: steps of the whole one-cycle schedule.
-        stop: steps actually run; less than `schedule` leaves the model unfinished on purpose.
+        steps: of its one-cycle schedule.
         batch: signs per step.
         learning_rate: the schedule's peak.
         weight_decay, beta2: of AdamW.
@@ -31,8 +30,7 @@ class Stage:
     """
 
     name: str
-    schedule: int
-    stop: int
+    steps: int
     batch: int
     learning_rate: float
     weight_decay: float
@@ -55,13 +53,13 @@ def run_stage(
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, weight_decay=stage.weight_decay, betas=(0.9, stage.beta2))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.learning_rate, total_steps=stage.schedule, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.learning_rate, total_steps=stage.steps, pct_start=0.05)
     first = _load(state, module, optimizer, schedule) if state.exists() else 0
     module.train()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(stage.name, total=stage.stop, completed=first)
-        for step in range(first, stage.stop):
+        task = progress.add_task(stage.name, total=stage.steps, completed=first)
+        for step in range(first, stage.steps):
             loss, parts = step_loss(step)
             if not bool(torch.isfinite(loss)):
                 raise FloatingPointError(f"pre-training stage {stage.name!r}: loss {float(loss)} at step {step}; parts {parts}")
@@ -69,11 +67,11 @@ def run_stage(
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            if step + 1 < stage.schedule:
+            if step + 1 < stage.steps:
                 schedule.step()
             figures = " ".join(f"{name} {value:.3f}" for name, value in parts.items())
             progress.update(task, advance=1, description=f"{stage.name}: {figures}")
-            if (step + 1) % stage.save_every == 0 and step + 1 < stage.stop:
+            if (step + 1) % stage.save_every == 0 and step + 1 < stage.steps:
                 _save(state, module, optimizer, schedule, step + 1)
     module.eval()
     state.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """The recipe that makes the embedded weights: image tokenizer, then decoder, then the autoregressive model, then a card.
 
-The autoregressive model is stopped early, on purpose: reinforcement learning needs room to show what it does.
+The autoregressive model is left imperfect on purpose: reinforcement learning needs room to show what it does.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,9 +31,11 @@ from .decoder import DecoderTrainer
 from .loop import Stage, run_stage
 from .tokenizer import TokenizerTrainer
 
-TOKENIZER = Stage("tokenizer", 2200, 2200, batch=48, learning_rate=2e-3, weight_decay=1e-4, beta2=0.99)
-DECODER = Stage("decoder", 2000, 2000, batch=48, learning_rate=1.5e-3, weight_decay=1e-4, beta2=0.99)
-AUTOREGRESSIVE = Stage("ar", 1000, 500, batch=80, learning_rate=1.5e-3, weight_decay=0.01, beta2=0.98)
+TOKENIZER = Stage("tokenizer", 2200, batch=48, learning_rate=2e-3, weight_decay=1e-4, beta2=0.99)
+DECODER = Stage("decoder", 2000, batch=48, learning_rate=1.5e-3, weight_decay=1e-4, beta2=0.99)
+AUTOREGRESSIVE = Stage("ar", 1000, batch=64, learning_rate=2e-3, weight_decay=0.01, beta2=0.98)
+FINISH = Stage("ar-finish", 300, batch=64, learning_rate=1e-3, weight_decay=0.01, beta2=0.98)
+"""A second, lower cycle over the same model."""
 
 
 def pretrain(
@@ -52,16 +55,15 @@ def pretrain(
     Raises: StackError if `out` holds the work of another seed or recipe.
     """
     out, console = Path(out), console or Console()
-    stages = [
-        replace(s, schedule=20, stop=20, batch=16, save_every=5) if quick else s for s in (TOKENIZER, DECODER, AUTOREGRESSIVE)
-    ]
+    full = (TOKENIZER, DECODER, AUTOREGRESSIVE, FINISH)
+    stages = [replace(s, steps=20, batch=16, save_every=5) for s in full] if quick else list(full)
     work = out / "pretraining"
     work.mkdir(parents=True, exist_ok=True)
     _claim(work / "recipe.json", {"seed": seed, "stages": [vars(s) for s in stages]})
     started = time.monotonic()
     image_tokenizer = make_tokenizer(stages[0], seed, work, console)
     decoder = make_decoder(stages[1], seed, work, image_tokenizer, console)
-    stack = make_autoregressive(stages[2], seed, image_tokenizer, decoder, work, console)
+    stack = make_autoregressive(stages[2:], seed, image_tokenizer, decoder, work, console)
     stack.save_pretrained(out)
     write_card(
         out / "README.md", evaluate_stack(stack, count=figures, console=console), seed, stages, time.monotonic() - started
@@ -80,7 +82,7 @@ def make_tokenizer(stage: Stage, seed: int, work: Path, console: Console) -> Sem
         run_stage(
             stage,
             trainer,
-            lambda step: trainer(sign_batch(stream(seed, stage.name, step), stage.batch)),
+            lambda step: trainer(sign_batch(stream(seed, stage.name, step), stage.batch, proportional=True)),
             work / "tokenizer.safetensors",
             console,
         )
@@ -101,7 +103,7 @@ def make_decoder(
         run_stage(
             stage,
             trainer,
-            lambda step: trainer(sign_batch(stream(seed, stage.name, step), stage.batch)),
+            lambda step: trainer(sign_batch(stream(seed, stage.name, step), stage.batch, proportional=True)),
             work / "decoder.safetensors",
             console,
         )
@@ -111,23 +113,44 @@ def make_decoder(
 
 
 def make_autoregressive(
-    stage: Stage, seed: int, image_tokenizer: SemanticImageTokenizer, decoder: DiffusionDecoder, work: Path, console: Console
+    stages: Sequence[Stage],
+    seed: int,
+    image_tokenizer: SemanticImageTokenizer,
+    decoder: DiffusionDecoder,
+    work: Path,
+    console: Console,
 ) -> Stack:
-    """The autoregressive model, in a whole stack."""
+    """The autoregressive model, in a whole stack; every stage goes on from the one before."""
+    stack = new_stack(seed, image_tokenizer, decoder)
+    for stage in stages:
+        done = work / stage.name
+        if done.exists():
+            stack.model.load_state_dict(XOmniForCausalLM.from_pretrained(done).state_dict())
+            continue
+        train_autoregressive(stage, seed, stack, work / f"{stage.name}.safetensors", console)
+        _finish(done, stack.model)
+    return stack
+
+
+def new_stack(seed: int, image_tokenizer: SemanticImageTokenizer, decoder: DiffusionDecoder) -> Stack:
+    """A stack whose autoregressive model is freshly initialised."""
     torch.manual_seed(seed + 2)
     config = XOmniConfig(**embedded.AUTOREGRESSIVE)
     corpus = sign_batch(stream(seed, "corpus", 0), 2000).prompts()
     corpus += [READ, COLOUR, "user\n", "assistant\n"] * 200 + list(COLOURS) * 100
     text = train_text_tokenizer(corpus, config.vocab_size, config.image_vocab_size, config.mm_special_tokens)
-    stack = Stack(XOmniForCausalLM(config), text, image_tokenizer, decoder, "pretraining", embedded.DEFAULT_SIZE)
+    return Stack(XOmniForCausalLM(config), text, image_tokenizer, decoder, "pretraining", embedded.DEFAULT_SIZE)
+
+
+def train_autoregressive(stage: Stage, seed: int, stack: Stack, state: Path, console: Console) -> None:
+    """One stage of the autoregressive model, in place."""
     trainer = AutoregressiveTrainer(stack.model, stack.image_tokenizer, stack.format)
 
     def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         trainer.rng = stream(seed, stage.name, step)
         return trainer(sign_batch(trainer.rng, stage.batch))
 
-    run_stage(stage, trainer, step_loss, work / "autoregressive.safetensors", console)
-    return stack
+    run_stage(stage, trainer, step_loss, state, console)
 
 
 def _finish(folder: Path, *parts: SemanticImageTokenizer | DiffusionDecoder | torch.nn.Module) -> None:

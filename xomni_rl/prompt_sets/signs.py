@@ -19,6 +19,9 @@ from xomni_rl.prompts import Prompt, prompt_sets
 ALPHABET = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 LENGTH = 4
 SIZE = (32, 96)
+FONT_SIZE = 30
+PITCH = 20
+"""Pixels from one letter to the next."""
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (190, 30, 40),
     "blue": (30, 60, 180),
@@ -69,33 +72,43 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def render_sign(text: str, colour: str, rng: np.random.Generator | None = None) -> np.ndarray:
+def render_sign(text: str, colour: str, rng: np.random.Generator | None = None, *, proportional: bool = False) -> np.ndarray:
     """Draws a sign.
 
     Args:
         text: what stands on it, in white.
         colour: a key of `COLOURS`.
-        rng: varies position (±2 px across, ±1 px down), size and shade a little; None draws the plain one.
+        rng: varies place (±1 px; proportional ±2 px across) and shade a little; None draws the plain one.
+        proportional: letters as the font sets them, in three sizes, instead of one each `PITCH` px: a wider variety, which the
+            image tokenizer and the decoder are trained on.
     Returns: uint8 [32, 96, 3].
     Raises: KeyError for an unknown colour.
     """
     rgb = np.array(COLOURS[colour], dtype=np.int64)
-    size, dx, dy = 30, 0, 0
+    size, dx, dy = FONT_SIZE, 0, 0
     if rng is not None:
-        size, dx, dy = int(rng.integers(28, 31)), int(rng.integers(-2, 3)), int(rng.integers(-1, 2))
+        if proportional:
+            size, dx = int(rng.integers(28, 31)), int(rng.integers(-2, 3))
+        else:
+            dx = int(rng.integers(-1, 2))
+        dy = int(rng.integers(-1, 2))
         rgb = np.clip(rgb + rng.integers(-8, 9, size=3), 0, 255)
     image = Image.new("RGB", (SIZE[1], SIZE[0]), tuple(int(c) for c in rgb))
     draw = ImageDraw.Draw(image)
-    draw.text((SIZE[1] / 2 + dx, SIZE[0] / 2 + dy), text, font=_font(size), fill="white", anchor="mm")
+    middle = (len(text) - 1) / 2
+    pieces = [(text, 0.0)] if proportional else [(letter, (i - middle) * PITCH) for i, letter in enumerate(text)]
+    for piece, offset in pieces:
+        place = (SIZE[1] / 2 + offset + dx, SIZE[0] / 2 + dy)
+        draw.text(place, piece, font=_font(size), fill="white", anchor="mm")
     return np.asarray(image)
 
 
 def glyph_columns(text: str, columns: int) -> np.ndarray:
-    """Which character of the plain sign covers each of `columns` equal vertical strips.
+    """Which character of the plain, proportional sign covers each of `columns` equal vertical strips.
 
     Returns: int64 [columns], an index into `text`, or -1 where the strip lies outside the text.
     """
-    font = _font(30)
+    font = _font(FONT_SIZE)
     edges = [font.getlength(text[:i]) for i in range(len(text) + 1)]
     centres = (np.arange(columns) + 0.5) * SIZE[1] / columns - (SIZE[1] - edges[-1]) / 2
     index = np.searchsorted(edges, centres, side="right") - 1
