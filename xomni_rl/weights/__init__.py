@@ -1,1 +1,1 @@
-
+"""The embedded stack's weights, in `signs/`; its README is the card with their figures."""
