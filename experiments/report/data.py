@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml  # type: ignore[import-untyped]
-from xomni_rl.policies.advantages import combine_rewards
 
 PREFERRED_HEADLINES = ("ocr_exact", "ocr_char")
 _STEP_FILE = re.compile(r"step_(\d+)\.parquet$")
@@ -34,7 +32,7 @@ class Sample:
     prompt_id: str
     prompt: str
     index: int
-    score: float  # weighted average of the applicable components; NaN when none applies
+    score: float  # the composite's; NaN when no component applies
     rewards: dict[str, float]  # component → raw score
     metrics: dict[str, float]  # "<component>_<metric>" → value
     advantage: float
@@ -116,10 +114,9 @@ def read_run(folder: Path) -> RunData:
     config = _read_yaml(folder / "config.yaml")
     summary = _read_json(folder / "summary.json")
     metrics = read_metrics(folder / "metrics.jsonl")
-    weights = component_weights(config)
     heldout_files = step_files(folder / "heldout")
-    before = read_samples(heldout_files[0][1], weights, notes) if heldout_files else []
-    after = read_samples(heldout_files[-1][1], weights, notes) if len(heldout_files) > 1 else []
+    before = read_samples(heldout_files[0][1], notes) if heldout_files else []
+    after = read_samples(heldout_files[-1][1], notes) if len(heldout_files) > 1 else []
     rollout_files = step_files(folder / "rollouts")
     return RunData(
         folder=folder,
@@ -131,7 +128,7 @@ def read_run(folder: Path) -> RunData:
         pairs=pair_samples(before, after),
         heldout_count=len(before),
         heldout_steps=(heldout_files[0][0], heldout_files[-1][0]) if heldout_files else None,
-        rollouts=read_samples(rollout_files[-1][1], weights, notes) if rollout_files else [],
+        rollouts=read_samples(rollout_files[-1][1], notes) if rollout_files else [],
         rollout_step=rollout_files[-1][0] if rollout_files else None,
         alarms=count_alarms(read_lines(folder / "alarms.jsonl")),
         notes=notes,
@@ -183,14 +180,14 @@ def component_weights(config: Mapping[str, Any]) -> dict[str, float]:
     return {name: float((entry or {}).get("weight", 1.0)) for name, entry in components.items()}
 
 
-def read_samples(path: Path, weights: Mapping[str, float], notes: list[str]) -> list[Sample]:
+def read_samples(path: Path, notes: list[str]) -> list[Sample]:
     """The rows of one rollouts or held-out table; an unreadable file becomes a note and no rows."""
     try:
         rows = pq.read_table(path).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         notes.append(f"{path.parent.name}/{path.name} could not be read: {str(error).splitlines()[0]}")
         return []
-    return [_sample(row, score) for row, score in zip(rows, _scores(rows, weights), strict=True)]
+    return [_sample(row) for row in rows]
 
 
 def pair_samples(before: list[Sample], after: list[Sample]) -> list[Pair]:
@@ -236,17 +233,7 @@ def count_alarms(rows: list[dict[str, Any]]) -> list[AlarmCount]:
     ]
 
 
-def _scores(rows: list[dict[str, Any]], weights: Mapping[str, float]) -> list[float]:
-    """Each row's composite score; a component that the configuration does not name weighs 1."""
-    names = [key for key in rows[0] if key.startswith("reward_")] if rows else []
-    if not names:
-        return [math.nan] * len(rows)
-    rewards = np.array([[_number(row[name]) for name in names] for row in rows], dtype=np.float32)
-    factors = np.array([weights.get(name.removeprefix("reward_"), 1.0) for name in names])
-    return [float(score) for score in combine_rewards(rewards, factors)]
-
-
-def _sample(row: Mapping[str, Any], score: float) -> Sample:
+def _sample(row: Mapping[str, Any]) -> Sample:
     rewards = {key.removeprefix("reward_"): _number(row[key]) for key in row if key.startswith("reward_")}
     metrics = {key.removeprefix("metric_"): _number(row[key]) for key in row if key.startswith("metric_")}
     read = row.get("read")
@@ -254,7 +241,7 @@ def _sample(row: Mapping[str, Any], score: float) -> Sample:
         prompt_id=str(row.get("prompt_id", "")),
         prompt=str(row.get("prompt", "")),
         index=int(row.get("index") or 0),
-        score=score,
+        score=_number(row.get("score")),
         rewards=rewards,
         metrics=metrics,
         advantage=_number(row.get("advantage")),

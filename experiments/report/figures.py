@@ -201,10 +201,13 @@ def _learning_rate(run: RunData) -> Panel | None:
 
 
 def _step_time(run: RunData) -> Panel | None:
-    columns = [c for c in run.metrics.columns if c.startswith("time/") and c != "time/total"]
-    parts = run.metrics[columns].dropna(how="all").fillna(0.0) if columns else pd.DataFrame()
-    if parts.empty:
+    found = [c for c in run.metrics.columns if c.startswith("time/") and c != "time/total"]
+    steps = run.metrics.loc[run.metrics.index > 0, found].dropna(how="all")
+    # What happens at few steps only (held-out evaluation) would tower over the rest: it is named in the note.
+    columns = [column for column in found if 2 * steps[column].count() > len(steps)]
+    if steps.empty or not columns:
         return None
+    parts = steps[columns].fillna(0.0)
     order = {f"time/{name}": position for position, name in enumerate(TIME_COLOURS)}
     columns = sorted(columns, key=lambda column: order.get(column, len(order)))
     means = bucket_means(parts)
@@ -224,7 +227,9 @@ def _step_time(run: RunData) -> Panel | None:
         )
     totals = parts.sum()
     shares = " · ".join(f"{c.removeprefix('time/')} {totals[c] / totals.sum():.0%}" for c in columns)
-    return Panel("time", "Where a step's time goes", f"Whole run: {shares}.", figure, wide=True)
+    rest = run.metrics[[column for column in found if column not in columns]].sum()
+    besides = "".join(f" Besides: {str(c).removeprefix('time/')} {seconds:.0f} s." for c, seconds in rest.items())
+    return Panel("time", "Where a step's time goes", f"Whole run: {shares}.{besides}", figure, wide=True)
 
 
 def _advantages(run: RunData) -> Panel | None:

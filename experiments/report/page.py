@@ -151,10 +151,12 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
 
 
 def _commit(manifest: dict[str, Any]) -> str | None:
+    """The commit, shortened; its mark "+changes" for a changed checkout stays."""
     commit = manifest.get("commit")
-    if isinstance(commit, dict):
-        commit = commit.get("hash") or commit.get("commit")
-    return str(commit)[:10] if commit else None
+    if not commit:
+        return None
+    name, mark, changes = str(commit).partition("+")
+    return name[:10] + mark + changes
 
 
 def _duration(seconds: float) -> str:

@@ -59,7 +59,7 @@ def sample_rows(accuracy: float, count: int, group_size: int, images: int, seed:
             row = {"prompt_id": prompt.id, "prompt": prompt.text, "group": number, "index": index}
             row |= {"tokens": rng.integers(512, size=48).tolist(), "reward_ocr": right, "reward_colour": rng.random()}
             row |= {"metric_ocr_exact": float(read == target), "metric_ocr_char": right}
-            row |= {"advantage": right - accuracy, "read": read}
+            row |= {"score": right, "failed": False, "advantage": right - accuracy, "read": read}
             row["image"] = png(read, colour, rng) if number < images else None
             rows.append(row)
     return rows
@@ -86,8 +86,10 @@ def metric_lines(steps: int, evaluations: dict[int, list[dict]], seed: int) -> l
             line |= {"entropy": 0.95 - 0.1 * progress, "clip_fraction": 0.01 * rng.random(), "learning_rate": 3e-4}
             line |= {"ratio_max_deviation": 2e-6 * rng.random(), "logprob_max_delta": 2e-6 * rng.random()}
             line |= {"grad_norm": 0.8 + 0.3 * rng.random(), "zero_variance_share": 0.4 * progress, "failed_share": 0.0}
+            line |= {"reward_std": 0.2, "alarm/zero_variance": float(step in (5, 9))}
             line["time"] = times | {"total": sum(times.values())}
         if step in evaluations:
+            line["time"] = line.get("time", {}) | {"heldout": 6.0}
             rows = evaluations[step]
             line |= {f"heldout/{name}": float(np.mean([r[key] for r in rows])) for name, key in HELDOUT.items()}
         lines.append(line)
@@ -122,12 +124,14 @@ def write_run(tmp_path: Path) -> WriteRun:
         write_table(folder / "rollouts" / f"step_{steps:06d}.parquet", sample_rows(0.9, 8, 4, images, steps, seed))
         lines = metric_lines(steps, evaluations, seed)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        manifest = {"commit": "0123456789abcdef", "seeds": {"run": seed}, "packages": {"torch": "2.13.0"}}
+        manifest = {"commit": "0123456789abcdef+changes", "seeds": {"run": seed}, "packages": {"torch": "2.13.0"}}
         (folder / "manifest.json").write_text(json.dumps(manifest))
         if alarms:
             alarm = {
                 "step": 5,
-                "alarm": "zero_variance_share",
+                "alarm": "zero_variance",
+                "value": 0.9,
+                "limit": 0.8,
                 "message": "Most groups score alike: raise temperature.",
             }
             (folder / "alarms.jsonl").write_text(json.dumps(alarm) + "\n" + json.dumps(alarm | {"step": 9}) + "\n")

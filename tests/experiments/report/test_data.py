@@ -68,19 +68,14 @@ def test_pairs_join_the_same_prompt_before_and_after(write_run: WriteRun) -> Non
     assert run.heldout_steps == (0, 20)
 
 
-def test_sample_score_is_the_weighted_average_without_log_only_components(write_run: WriteRun) -> None:
-    run = read_run(write_run())  # weights: ocr 1, colour 0 → the score is the ocr component alone
-    assert all(sample.score == pytest.approx(sample.rewards["ocr"]) for sample in run.rollouts)
-
-
-def test_not_applicable_component_gives_nan_score(tmp_path: Path) -> None:
+def test_not_applicable_score_is_nan_and_nothing_read_is_none(tmp_path: Path) -> None:
     (tmp_path / "rollouts").mkdir()
-    (tmp_path / "config.yaml").write_text("reward: {components: {ocr: {reward: ocr, weight: 1.0}}}")
-    rows = [{"prompt_id": "a", "prompt": "p", "index": 0, "reward_ocr": None}, {"prompt_id": "b", "reward_ocr": 1.0}]
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    rows = [{"prompt_id": "a", "score": math.nan, "read": None}, {"prompt_id": "b", "score": 1.0, "read": ""}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rollouts" / "step_000001.parquet")
     first, second = read_run(tmp_path).rollouts
     assert math.isnan(first.score)
-    assert second.score == 1.0
+    assert (second.score, first.read, second.read) == (1.0, None, "")
     assert first.correct is None  # the run has no exact-match metric
 
 
@@ -102,7 +97,7 @@ def test_steps_sort_by_number_not_by_name(tmp_path: Path) -> None:
 
 def test_alarms_are_grouped_by_name_with_first_and_last_step(write_run: WriteRun) -> None:
     (alarm,) = read_run(write_run()).alarms
-    assert (alarm.name, alarm.count, alarm.first_step, alarm.last_step) == ("zero_variance_share", 2, 5, 9)
+    assert (alarm.name, alarm.count, alarm.first_step, alarm.last_step) == ("zero_variance", 2, 5, 9)
 
 
 def test_folder_without_run_files_is_refused(tmp_path: Path) -> None:

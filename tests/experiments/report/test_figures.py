@@ -89,3 +89,10 @@ def test_time_note_gives_shares_of_the_whole_run(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": {"update": 1.0, "sample": 3.0, "total": 4.0}}\n')
     (panel,) = panels(read_run(tmp_path))["time"]
     assert panel.note == "Whole run: sample 75% · update 25%."
+
+
+def test_evaluation_time_stands_in_the_note_not_in_the_area(write_run: WriteRun) -> None:
+    # The generator evaluates at steps 0, 10 and 20, 6 s each: 18 s in all.
+    (panel,) = panels(read_run(write_run(steps=20)))["time"]
+    assert [area.name for area in panel.figure.data] == ["sample", "decode", "reward", "update", "other"]
+    assert panel.note.endswith("Besides: heldout 18 s.")

@@ -160,7 +160,8 @@ def test_config_and_manifest_are_there_in_full_and_folded(write_run: WriteRun) -
     assert len(page.every("details")) == 2
     assert all("open" not in details for details in page.every("details"))
     assert "clip_low: 0.2" in page.text
-    assert '"commit": "0123456789abcdef"' in page.text
+    assert '"commit": "0123456789abcdef+changes"' in page.text
+    assert "0123456789+changes" in page.text
 
 
 def test_small_picture_is_embedded_byte_for_byte_and_large_one_reduced() -> None:
