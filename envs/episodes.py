@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from gymnasium.error import InvalidAction, ResetNeeded
-
 from xomni_rl.envs.policy_cache import PolicyCache
 from xomni_rl.envs.task import EMPTY, Task
-from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.composite import CompositeResult
+
+from xomni_rl.prompts import Prompt
 
 Info = dict[str, Any]
 
@@ -42,10 +42,7 @@ class Episodes:
         rows = list(slots)
         self.tokens[rows], self.steps[rows], self._paid[rows] = EMPTY, 0, 0.0
         self._policy.begin(rows, self._prompt_ids[rows])
-        return {
-            slot: {"prompt": prompt.text, "prompt_id": prompt.id}
-            for slot, (prompt, _) in zip(slots, chosen, strict=True)
-        }
+        return {slot: {"prompt": prompt.text, "prompt_id": prompt.id} for slot, (prompt, _) in zip(slots, chosen, strict=True)}
 
     def place(self, slots: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, dict[int, Info]]:
         """Places one token in each of n slots and pays what is due.
@@ -111,7 +108,7 @@ class Episodes:
 def _outcome(result: CompositeResult, row: int, image: np.ndarray, prompt: Prompt) -> Info:
     """What `info` says of one scored picture."""
     details = result.details[row]
-    read = [str(detail["read"]) for detail in details.values() if "read" in detail]
+    read = [detail["read"] for detail in details.values() if detail.get("read") is not None]
     info: Info = {
         "prompt": prompt.text,
         "prompt_id": prompt.id,

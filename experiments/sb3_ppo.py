@@ -19,7 +19,6 @@ from rich.table import Table
 
 import xomni_rl
 
-
 ROLLOUT = 128
 """Tokens PPO gathers before an update."""
 

@@ -19,16 +19,14 @@ pytestmark = pytest.mark.slow
 
 def run(arguments: list[str], cwd: Path, **environment: str) -> str:
     """Standard output of a command that must succeed."""
-    ran = subprocess.run(
-        arguments, cwd=cwd, env={**os.environ, **environment}, text=True, capture_output=True, check=False
-    )
+    ran = subprocess.run(arguments, cwd=cwd, env={**os.environ, **environment}, text=True, capture_output=True, check=False)
     assert ran.returncode == 0, f"{' '.join(arguments)}\n{ran.stdout}\n{ran.stderr}"
     return ran.stdout
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built, without network, from a copy of the sources, so that the checkout stays clean."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources to build from, so that the checkout stays clean."""
     source = tmp_path_factory.mktemp("source")
     for entry in (*ROOMS, "pyproject.toml", "README.md", "LICENSE"):
         origin = ROOT / entry
@@ -36,6 +34,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(origin, source / entry, ignore=shutil.ignore_patterns("__pycache__"))
         elif origin.is_file():
             shutil.copy(origin, source / entry)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> Path:
+    """The wheel, built without network."""
     run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist", "."], source)
     return next((source / "dist").glob("xomni_rl-*.whl"))
 
@@ -62,13 +66,13 @@ def in_users_folder(installed: Path, tmp_path: Path) -> Callable[[str], str]:
     return python
 
 
-def test_wheel_holds_every_file_of_every_room(wheel: Path) -> None:
+def test_wheel_holds_every_file_of_every_room(wheel: Path, source: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = set()
     for room in ROOMS:
-        for path in (ROOT / room).rglob("*"):
-            if path.suffix in PACKAGED and "__pycache__" not in path.parts:
-                inside = path.relative_to(ROOT).as_posix()
+        for path in (source / room).rglob("*"):
+            if path.suffix in PACKAGED:
+                inside = path.relative_to(source).as_posix()
                 expected.add(inside if room == "xomni_rl" else f"xomni_rl/{inside}")
     assert expected - names == set()
 

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from xomni_rl.envs.rollout import rollout, stream_indices
 from xomni_rl.envs.text_to_image import TextToImageEnv
 from xomni_rl.envs.vector import TextToImageVectorEnv
-from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.composite import CompositeReward
+
+from xomni_rl.prompts import Prompt
 from xomni_rl.stack.sampler import SamplingConfig, draw_tokens, sample_uniforms
 from xomni_rl.stack.stack import Stack
 
@@ -100,9 +100,7 @@ def test_another_seed_gives_other_images(stack: Stack, prompts: list[Prompt], re
     assert not torch.equal(one.tokens, other.tokens)
 
 
-def test_prompt_that_occurs_twice_gets_new_random_streams(
-    stack: Stack, prompts: list[Prompt], reward: CompositeReward
-) -> None:
+def test_prompt_that_occurs_twice_gets_new_random_streams(stack: Stack, prompts: list[Prompt], reward: CompositeReward) -> None:
     assert stream_indices([prompts[0], prompts[1], prompts[0]], 2) == [0, 1, 0, 1, 2, 3]
     batch = rollout(stack, [prompts[0], prompts[0]], reward, group_size=1, seed=0, size=SIZE)
     assert not torch.equal(batch.tokens[0], batch.tokens[1])

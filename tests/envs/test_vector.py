@@ -9,7 +9,6 @@ import pytest
 from gymnasium.envs.registration import VectorizeMode
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-
 from xomni_rl.envs.text_to_image import TextToImageEnv
 from xomni_rl.envs.vector import TextToImageVectorEnv
 from xomni_rl.rewards.composite import build_composite
@@ -43,9 +42,7 @@ def test_made_vector_environment_declares_what_gymnasium_asks_for(options: dict[
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 @pytest.mark.parametrize("reward_at", [(), (3, 6)])
-def test_slots_do_what_single_environments_do(
-    options: dict[str, Any], mode: AutoresetMode, reward_at: tuple[int, ...]
-) -> None:
+def test_slots_do_what_single_environments_do(options: dict[str, Any], mode: AutoresetMode, reward_at: tuple[int, ...]) -> None:
     """Gymnasium's own SyncVectorEnv over single environments is the reference, over more than two episodes."""
     batched = TextToImageVectorEnv(N, autoreset_mode=mode, reward_at=reward_at, **options)
     single = [lambda: TextToImageEnv(reward_at=reward_at, **options)] * N

@@ -5,10 +5,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-
 from xomni_rl.experiments.sb3_ppo import train
-from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.composite import build_composite
+
+from xomni_rl.prompts import Prompt
 from xomni_rl.stack.stack import Stack
 
 pytest.importorskip("stable_baselines3", reason="the extra sb3 is not installed")
@@ -20,9 +20,7 @@ def options() -> dict[str, Any]:
     return {
         "stack": Stack.tiny_random(seed=0),
         "prompts": [Prompt(id="a", text='a red sign that says "A"'), Prompt(id="b", text='"B" on blue')],
-        "reward": build_composite(
-            {"components": {"ocr": {"reward": "ocr", "weight": 1.0, "options": {"layout": "line"}}}}
-        ),
+        "reward": build_composite({"components": {"ocr": {"reward": "ocr", "weight": 1.0, "options": {"layout": "line"}}}}),
         "size": (16, 32),
         "reward_at": (4,),
     }
