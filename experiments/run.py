@@ -1,0 +1,169 @@
+"""The main job from a configuration: build the parts, train, write the report, say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from xomni_rl.experiments.report import build_report
+from xomni_rl.policies.checkpoint import CheckpointStore, run_and_checkpoint
+from xomni_rl.policies.policy import StackPolicy
+from xomni_rl.policies.records import RunFolder, RunFolderError
+from xomni_rl.policies.settings import SettingsError, TrainerSettings
+from xomni_rl.policies.trainer import TrainSummary, train
+from xomni_rl.policies.training_state import load_weights
+from xomni_rl.rewards.composite import build_composite
+
+from xomni_rl.prompts import Prompt, prompt_sets
+from xomni_rl.registry import unknown_name
+from xomni_rl.stack.stack import Stack
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HEADLINES = {"ocr_exact": "OCR exact match", "ocr_char": "character accuracy"}
+
+
+def run_training(
+    config: DictConfig | Mapping[str, Any], *, overrides: Sequence[str] | None = None, console: Console | None = None
+) -> TrainSummary:
+    """Trains as the configuration says, writes the report, prints held-out figures before → after and where it lies.
+
+    Args:
+        config: the composed configuration (groups model, reward, algorithm, prompts, trainer; run, resume, seed). With
+            `resume` the run's own configuration counts, changed by `overrides`.
+        overrides: what was asked for on the command line ("trainer.steps=50"); None = what Hydra knows, and outside
+            Hydra every key of `config`.
+        console: where progress and the closing table go; None = standard error and standard output.
+    Returns: the summary, also in the folder's `summary.json`.
+    Raises: what `xomni_rl.policies.trainer.train` raises; StackError, UnknownNameError, PromptError and ValueError for a
+        part that cannot be built.
+    """
+    plain = plain_config(config)
+    if plain.get("resume"):
+        plain = resumed_config(plain, given_keys(plain, overrides))
+    elif not plain.get("run"):
+        plain["run"] = str(Path("runs") / f"{datetime.now():%Y-%m-%d_%H%M%S}")
+    summary = train(plain, **build_parts(plain), console=console)
+    report = build_report(summary.folder)
+    print_summary(summary, report, console or Console())
+    return summary
+
+
+def build_parts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts that `train` is given, from a resolved configuration; nothing is written."""
+    settings = TrainerSettings.from_config(config)
+    folder, _ = run_and_checkpoint(config)
+    if folder.holds_run and not config.get("resume"):
+        folder.create()  # raises, before anything heavy is loaded
+    reward = build_composite(config["reward"])
+    evaluation = settings.evaluation.reward
+    same = evaluation is None or dict(evaluation) == dict(config["reward"])
+    stack = load_stack(config.get("model") or {})
+    checkpointing = bool((config.get("model") or {}).get("gradient_checkpointing", False))
+    return {
+        "policy": StackPolicy(stack, settings.sampling, gradient_checkpointing=checkpointing),
+        "reward": reward,
+        "evaluation_reward": reward if same else build_composite(evaluation or {}),
+        "train_prompts": load_split(config, "train", settings.seed),
+        "heldout_prompts": load_split(config, "heldout", settings.seed),
+    }
+
+
+def load_stack(model: Mapping[str, Any]) -> Stack:
+    """The stack that group `model` names. Raises: StackError, SettingsError for an unknown dtype or device."""
+    dtype, device = str(model.get("dtype", "float32")), str(model.get("device", "auto"))
+    if dtype not in DTYPES:
+        raise SettingsError(unknown_name("model.dtype", dtype, DTYPES))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    path = str(model.get("path", "embedded"))
+    stack = Stack.tiny_random() if path == "tiny_random" else Stack.from_pretrained(path)
+    return stack.to(device, DTYPES[dtype])
+
+
+def load_split(config: Mapping[str, Any], split: str, seed: int) -> list[Prompt]:
+    """One split of the configured prompt set; its held-out prompts are the same for every seed of a run."""
+    prompts = config.get("prompts") or {}
+    count = int(prompts.get(f"{split}_count", 4096 if split == "train" else 256))
+    if split == "heldout" and count == 0:
+        return []
+    make = prompt_sets.get(str(prompts.get("set", "signs")))
+    return make(split=split, count=count, seed=0 if split == "heldout" else seed, **dict(prompts.get("options") or {}))
+
+
+def trained_stack(run: str | Path, which: str = "best") -> Stack:
+    """The stack of a run with trained weights, for generating.
+
+    Args:
+        run: a run folder.
+        which: "best", "last", or a checkpoint's name such as "step_000050".
+    Raises: RunFolderError without such a checkpoint; CheckpointError for a damaged one; StackError.
+    """
+    folder = RunFolder(run)
+    store = CheckpointStore(folder.checkpoints)
+    checkpoint = store.named(which) if which in ("best", "last") else folder.checkpoints / which
+    if checkpoint is None or not checkpoint.is_dir():
+        saved = ", ".join(path.name for path in store.saved()) or "none"
+        raise RunFolderError(f'{folder.path} has no checkpoint "{which}"; there are: {saved}')
+    stack = load_stack(yaml.safe_load(folder.config.read_text(encoding="utf-8"))["model"])
+    load_weights(checkpoint, stack.model)
+    stack.name = str(checkpoint)
+    return stack
+
+
+def plain_config(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as plain resolved mappings and values."""
+    container = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    if not isinstance(container, Mapping):
+        raise SettingsError(f"the configuration must be a mapping, not {type(container).__name__}")
+    return {str(key): value for key, value in container.items()}
+
+
+def given_keys(config: Mapping[str, Any], overrides: Sequence[str] | None) -> list[str]:
+    """Dotted keys that a person gave: of overrides, else of Hydra's, else every key of the configuration."""
+    if overrides is None:
+        if not HydraConfig.initialized():
+            return [str(key) for key in config]
+        overrides = list(HydraConfig.get().overrides.task)
+    keys = [override.split("=", 1)[0].lstrip("+~").partition("@")[0] for override in overrides]
+    return sorted(keys, key=lambda key: key.count("."))  # a group before what is inside it
+
+
+def resumed_config(config: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """The configuration of the run to go on with, changed by the keys that were given now.
+
+    Raises: RunFolderError if there is no such run or its config.yaml is damaged.
+    """
+    folder, _ = run_and_checkpoint(config)
+    try:
+        saved = OmegaConf.create(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise RunFolderError(f"{folder.config} is damaged ({str(error).splitlines()[0]}); restore it to go on") from error
+    composed = OmegaConf.create(dict(config))
+    for key in given:
+        if key != "run":
+            OmegaConf.update(saved, key, OmegaConf.select(composed, key), merge=False, force_add=True)
+    OmegaConf.update(saved, "resume", str(config["resume"]), force_add=True)
+    return plain_config(saved)
+
+
+def print_summary(summary: TrainSummary, report: Path, console: Console) -> None:
+    """Prints held-out figures before → after, time, and the report's path."""
+    before, after = summary.heldout.get("before", {}), summary.heldout.get("after", {})
+    names = [name for name in HEADLINES if name in before] or [name for name in before if name != "step"]
+    table = Table("held-out", "before", "after", title=f"{summary.steps} steps, {summary.train_seconds:.0f} s of training")
+    for name in names:
+        later = f"{after[name]:.3f}" if name in after else "–"
+        table.add_row(HEADLINES.get(name, name), f"{before[name]:.3f}", later)
+    if names:
+        console.print(table)
+    if summary.status != "finished":
+        console.print(f"status: {summary.status}", highlight=False, soft_wrap=True)
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)

@@ -1,0 +1,216 @@
+"""The policy that is trained: what the trainer asks of it, and the stack's autoregressive model as one.
+
+The trainer knows `ImagePolicy` only: something that rolls out images for prompts and gives log-probabilities of their
+tokens again, with gradients. Nothing in it is shaped after one model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from xomni_rl.envs.rollout import RolloutBatch, rollout
+
+from xomni_rl.prompts import Prompt
+from xomni_rl.stack.sampler import SamplingConfig, score_image_tokens
+from xomni_rl.stack.stack import Stack
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Whole groups of sampled tokens and the prefixes they were sampled after: what a policy scores.
+
+    Attributes:
+        input_ids, attention_mask: [P, L] int64, left padded.
+        negative_ids, negative_mask: [P, L'] int64 with guidance, else None.
+        tokens: [N, T] int64, N = P · group_size, group-major.
+        group_size: G.
+    Raises: ValueError if the shapes do not fit.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    negative_ids: Tensor | None
+    negative_mask: Tensor | None
+    tokens: Tensor
+    group_size: int
+
+    def __post_init__(self) -> None:
+        if self.attention_mask.shape != self.input_ids.shape:
+            shapes = f"{list(self.attention_mask.shape)} and {list(self.input_ids.shape)}"
+            raise ValueError(f"attention_mask and input_ids must have one shape, not {shapes}")
+        if self.tokens.dim() != 2 or len(self.tokens) != len(self.input_ids) * self.group_size:
+            expected = f"[{len(self.input_ids)} prompts · {self.group_size}, T]"
+            raise ValueError(f"tokens must be {expected}, not {list(self.tokens.shape)}")
+
+    @classmethod
+    def of(cls, batch: RolloutBatch) -> TokenBatch:
+        """The tokens of a rollout and their prefixes."""
+        return cls(
+            batch.input_ids,
+            batch.attention_mask,
+            batch.negative_ids,
+            batch.negative_mask,
+            batch.tokens,
+            batch.group_size,
+        )
+
+    def groups(self, chosen: Sequence[int]) -> TokenBatch:
+        """Some of the groups, in the given order."""
+        picked = torch.as_tensor(list(chosen), device=self.input_ids.device)
+        tokens = self.tokens.view(len(self.input_ids), self.group_size, -1)[picked].flatten(0, 1)
+        negative_ids = None if self.negative_ids is None else self.negative_ids[picked]
+        negative_mask = None if self.negative_mask is None else self.negative_mask[picked]
+        return TokenBatch(
+            self.input_ids[picked], self.attention_mask[picked], negative_ids, negative_mask, tokens, self.group_size
+        )
+
+
+class ImagePolicy(Protocol):
+    """A policy over image tokens.
+
+    Attributes:
+        module: what is trained; called with a `TokenBatch`'s tensors it gives log-probabilities with gradients. The
+            trainer may replace it by a wrapped one (mixed precision, data parallel), so it goes through `logprobs`.
+        model: the weights that checkpoints hold; `module` trains its parameters.
+    """
+
+    module: nn.Module
+    model: nn.Module
+
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        reward: Any,
+        *,
+        group_size: int,
+        seed: int,
+        sampling: SamplingConfig | None = None,
+    ) -> RolloutBatch:
+        """Samples, decodes and scores `group_size` images for each prompt, without gradients.
+
+        Another `sampling` than the policy's own is for evaluation: such rollouts are not trained on.
+        """
+
+    def logprobs(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [N, T] with gradients and entropy [N, T], nats, of the distribution rolled out from."""
+
+    def reference_logprobs(self, batch: TokenBatch) -> Tensor:
+        """Log-probabilities [N, T], nats, under the weights before training. Raises: RuntimeError without a copy."""
+
+    def keep_reference(self) -> None:
+        """Keeps a frozen copy of the weights as they are now."""
+
+    def description(self) -> Mapping[str, Any]:
+        """The model's configuration, as a checkpoint's `config.json` holds it."""
+
+    def weight_hashes(self) -> dict[str, str]:
+        """SHA-256 of the weights, by part."""
+
+
+class TokenScorer(nn.Module):
+    """Scores tokens under the sampling distribution; a module, so that wrappers around `forward` see every use.
+
+    Args:
+        model: the stack's autoregressive model.
+        sampling: the distribution rollouts are drawn from.
+        by_group: keep activations of one group at a time and compute them again in the backward pass: less memory,
+            about a third more time. (Layer-wise checkpointing would drop the cache that a group's prompt is shared by.)
+    """
+
+    def __init__(self, model: nn.Module, sampling: SamplingConfig, *, by_group: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.sampling = sampling
+        self.by_group = by_group
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        negative_ids: Tensor | None,
+        negative_mask: Tensor | None,
+        tokens: Tensor,
+        group_size: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropy, each [N, T] float32 nats, of tokens [N, T] after prefixes [P, L]."""
+        batch = TokenBatch(input_ids, attention_mask, negative_ids, negative_mask, tokens, group_size)
+        if not (self.by_group and torch.is_grad_enabled()):
+            return self._score(batch)
+        scored = [checkpoint(self._score, batch.groups([group]), use_reentrant=False) for group in range(len(input_ids))]
+        return torch.cat([logprobs for logprobs, _ in scored]), torch.cat([entropy for _, entropy in scored])
+
+    def _score(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        return score_image_tokens(
+            self.model,  # type: ignore[arg-type]
+            batch.input_ids,
+            batch.attention_mask,
+            batch.tokens,
+            group_size=batch.group_size,
+            sampling=self.sampling,
+            negative_ids=batch.negative_ids,
+            negative_mask=batch.negative_mask,
+        )
+
+
+class StackPolicy:
+    """The autoregressive model of a `Stack` as an `ImagePolicy`; all of its parameters are trained.
+
+    Args:
+        stack: rolls out; its model is trained in place.
+        sampling: the distribution rollouts are drawn from and log-probabilities are computed under.
+        gradient_checkpointing: see `TokenScorer.by_group`.
+    """
+
+    def __init__(self, stack: Stack, sampling: SamplingConfig | None = None, *, gradient_checkpointing: bool = False) -> None:
+        self.stack = stack
+        self.sampling = sampling or SamplingConfig()
+        self.model: nn.Module = stack.model
+        self.module: nn.Module = TokenScorer(stack.model, self.sampling, by_group=gradient_checkpointing)
+        self._reference: TokenScorer | None = None
+        stack.model.requires_grad_(True)
+
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        reward: Any,
+        *,
+        group_size: int,
+        seed: int,
+        sampling: SamplingConfig | None = None,
+    ) -> RolloutBatch:
+        self.model.eval()
+        return rollout(self.stack, prompts, reward, group_size=group_size, seed=seed, sampling=sampling or self.sampling)
+
+    def logprobs(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        self.model.eval()  # dropout would take the trainer's log-probabilities away from the sampler's
+        scored: tuple[Tensor, Tensor] = self.module(*_tensors(batch))
+        return scored
+
+    def reference_logprobs(self, batch: TokenBatch) -> Tensor:
+        if self._reference is None:
+            raise RuntimeError("no reference was kept: call keep_reference() before training")
+        with torch.no_grad():
+            logprobs: Tensor = self._reference(*_tensors(batch))[0]
+        return logprobs
+
+    def keep_reference(self) -> None:
+        frozen = copy.deepcopy(self.stack.model).requires_grad_(False).eval()
+        self._reference = TokenScorer(frozen, self.sampling)
+
+    def description(self) -> Mapping[str, Any]:
+        described: dict[str, Any] = self.stack.model.config.to_dict()
+        return described
+
+    def weight_hashes(self) -> dict[str, str]:
+        return self.stack.weight_hashes()
+
+
+def _tensors(batch: TokenBatch) -> tuple[Any, ...]:
+    negative = (batch.negative_ids, batch.negative_mask)
+    return batch.input_ids, batch.attention_mask, *negative, batch.tokens, batch.group_size

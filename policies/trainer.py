@@ -1,0 +1,404 @@
+"""The training loop: roll out → score → advantages → update → log → checkpoint, readable from top to bottom.
+
+Everything random is keyed by (seed, step), everything else is in the checkpoint: a run that is killed and goes on gives, on
+a CPU, the same metrics bit for bit as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration, set_seed
+from rich.console import Console
+from xomni_rl.envs.rollout import RolloutBatch
+from xomni_rl.policies.alarms import raised_alarms, worth_showing
+from xomni_rl.policies.algorithms.base import build_algorithm
+from xomni_rl.policies.batches import check_prompts, prompts_of_step, rollout_metrics, save_batch, stream_seed
+from xomni_rl.policies.checkpoint import CheckpointError, CheckpointStore, run_and_checkpoint
+from xomni_rl.policies.evaluation import evaluate
+from xomni_rl.policies.policy import ImagePolicy
+from xomni_rl.policies.progress import Display
+from xomni_rl.policies.records import (
+    RunFolderError,
+    TableWriter,
+    build_manifest,
+    finite,
+    write_config,
+    write_json,
+    write_table,
+)
+from xomni_rl.policies.settings import (
+    SettingsError,
+    TrainerSettings,
+    changed_settings,
+    check_resumable,
+    flatten,
+)
+from xomni_rl.policies.training_state import Progress, read_state, write_state
+from xomni_rl.policies.update import Experience, Learner, NonFiniteError
+
+from xomni_rl.prompts import Prompt
+from xomni_rl.registry import unknown_name
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says where it happened and where to look."""
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a run came to; `summary.json` holds the same.
+
+    Attributes:
+        folder: the run's.
+        heldout: "before", "after", "best" → held-out figures with their "step"; {} if nothing was evaluated.
+        train_seconds: seconds of training, across resumes, with checkpoints but without held-out evaluation.
+        steps: training steps done.
+        status: "finished", "max_seconds" or "stopped: <why>".
+        alarms: how often each was raised.
+        skipped_steps: steps without an update, because no rollout taught anything.
+        seconds: seconds by part.
+    """
+
+    folder: Path
+    heldout: dict[str, dict[str, float]]
+    train_seconds: float
+    steps: int
+    status: str
+    alarms: dict[str, int]
+    skipped_steps: int
+    seconds: dict[str, float]
+
+
+def train(
+    config: Mapping[str, Any],
+    *,
+    policy: ImagePolicy,
+    reward: Any,
+    train_prompts: Sequence[Prompt],
+    heldout_prompts: Sequence[Prompt] = (),
+    evaluation_reward: Any = None,
+    console: Console | None = None,
+) -> TrainSummary:
+    """Trains a policy and writes the run folder; `xomni_rl.experiments.run.run_training` builds the parts from a config.
+
+    Args:
+        config: resolved configuration, plain values; `seed`, `algorithm`, `trainer`, `run` and `resume` are read here, the
+            rest is recorded. `run` must name a folder, or `resume` a run folder or one of its checkpoints.
+        policy: what is trained, in place.
+        reward: composite reward of the rollouts; seen as numbers only.
+        train_prompts: prompts trained on, with different ids.
+        heldout_prompts: prompts evaluated on; none = no evaluation.
+        evaluation_reward: composite reward of the evaluation; None = `reward`.
+        console: where progress is shown; None = standard error.
+    Returns: the summary, also in `summary.json`.
+    Raises: SettingsError, AlgorithmError, RunFolderError, CheckpointError for what a person must put right; TrainingError
+        for a loss or gradient that is not finite (the batch is saved); RewardError as the reward raises it.
+    """
+    trainer = Trainer(config, policy, reward, train_prompts, heldout_prompts, evaluation_reward or reward, console)
+    return trainer.run()
+
+
+class Trainer:
+    """One run: its parts, its progress, and the loop. Arguments as `train` has them."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        policy: ImagePolicy,
+        reward: Any,
+        train_prompts: Sequence[Prompt],
+        heldout_prompts: Sequence[Prompt],
+        evaluation_reward: Any,
+        console: Console | None,
+    ) -> None:
+        self.settings = settings = TrainerSettings.from_config(config)
+        self.policy, self.reward, self.evaluation_reward = policy, reward, evaluation_reward
+        self.train_prompts, self.heldout_prompts = list(train_prompts), list(heldout_prompts)
+        check_prompts(self.train_prompts, settings.prompts_per_step)
+        self.folder, self.start = run_and_checkpoint(config)
+        self.goes_on = bool(config.get("resume"))
+        self.config = {**config, "run": str(self.folder.path), "resume": None}
+        self.store = CheckpointStore(self.folder.checkpoints, settings.keep_checkpoints)
+        self.display = Display(console, settings.steps, settings.max_seconds)
+        self.progress = Progress()
+        algorithm = config.get("algorithm") or {}
+        self.algorithm = build_algorithm(str(algorithm.get("name", "grpo")), algorithm.get("options"))
+        self._weights = policy.weight_hashes()
+
+    def run(self) -> TrainSummary:
+        """Begins or goes on, trains to the end, and writes the summary."""
+        self._begin()
+        self.tables = TableWriter()
+        try:
+            with self.display:
+                if self.evaluates and self.progress.step == 0:
+                    self._evaluate_before()
+                self._mark = time.perf_counter()
+                while self._why_stop() is None:
+                    self._train_step()
+            self.tables.join()
+        except (TrainingError, CheckpointError, RunFolderError) as error:
+            with suppress(OSError):  # a full disk must not hide why training ended
+                self._write_summary(f"stopped: {error}")
+            raise
+        finally:
+            self.tables.close()
+            self.accelerator.end_training()
+        return self._write_summary(self._why_stop() or "finished")
+
+    @property
+    def evaluates(self) -> bool:
+        return self.settings.evaluate_every is not None and bool(self.heldout_prompts)
+
+    def _train_step(self) -> None:
+        step = self.progress.step + 1
+        settings = self.settings
+        prompts = prompts_of_step(self.train_prompts, settings.prompts_per_step, step, settings.seed)
+        with self.accelerator.autocast():
+            batch = self.policy.rollout(
+                prompts, self.reward, group_size=settings.group_size, seed=stream_seed(settings.seed, step)
+            )
+        began = time.perf_counter()
+        experience = self.learner.experience(batch)
+        metrics = rollout_metrics(batch)
+        metrics |= self._update(step, batch, experience)
+        times = batch.times | {"update": self._elapsed(began)}
+        self._record(step, batch, experience, metrics, times)
+
+    def _update(self, step: int, batch: RolloutBatch, experience: Experience) -> dict[str, float]:
+        """Updates the weights, unless no rollout teaches anything. Raises: TrainingError if a number is not finite."""
+        if not experience.teaches:
+            self.progress.skipped += 1
+            return {"skipped": 1.0}
+        try:
+            return {"skipped": 0.0} | self.learner.update(experience, np.random.default_rng([self.settings.seed, step]))
+        except NonFiniteError as error:
+            where = save_batch(self.folder.path / "nonfinite" / f"step_{step:06d}", batch, experience, error)
+            raise TrainingError(
+                f"step {step}: {error} (prompts {', '.join(self._prompt_ids(batch, error))}); the batch is saved in "
+                f"{where}; lower trainer.learning_rate, or go on from an older checkpoint with resume="
+            ) from error
+
+    def _record(
+        self, step: int, batch: RolloutBatch, experience: Experience, metrics: dict[str, float], times: dict[str, float]
+    ) -> None:
+        """Table, alarms, held-out evaluation where due, metrics, checkpoint where due: in this order."""
+        progress, settings = self.progress, self.settings
+        progress.step, progress.prompts = step, progress.prompts + settings.prompts_per_step
+        images = len(batch.images) if settings.save_images == "all" else 0
+        table = self.folder.rollouts / f"step_{step:06d}.parquet"
+        self.tables.put(table, batch, experience.advantages.cpu().numpy(), images)
+        metrics |= self._raise_alarms(step, metrics)
+        self._out_of_time = self._over_time(sum(times.values()))
+        last, best = self._why_stop() is not None, False
+        if self.evaluates and (last or step % (settings.evaluate_every or 1) == 0):
+            began = time.perf_counter()
+            figures, best = self._evaluate(step)
+            metrics |= figures
+            times = times | {"heldout": self._elapsed(began)}
+        self._log(step, metrics, times)
+        every = settings.checkpoint_every
+        if last or best or (every is not None and step % every == 0):
+            self._checkpoint(best)
+
+    def _log(self, step: int, metrics: Mapping[str, float], times: dict[str, float]) -> None:
+        """One line of metrics.jsonl, the trackers, the display; closes the step's account of time."""
+        now = time.perf_counter()
+        total = now - self._mark
+        self._mark = now  # what follows in this step is on the next one's account
+        times = times | {"other": total - sum(times.values()), "total": total}
+        for part, seconds in times.items():
+            self.progress.seconds[part] = self.progress.seconds.get(part, 0.0) + seconds
+        row = finite(metrics)
+        self.folder.append(self.folder.metrics, {"step": step, **row, "time": times})
+        self.accelerator.log(row | {f"time/{part}": seconds for part, seconds in times.items()}, step=step)
+        self.display.show(step, row, self.progress.train_seconds, step)
+
+    def _raise_alarms(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        alarms, flags = raised_alarms(finite(metrics), self.settings.alarms)
+        for alarm in alarms:
+            count = self.progress.alarms[alarm.name] = self.progress.alarms.get(alarm.name, 0) + 1
+            row = {"step": step, "alarm": alarm.name, "value": alarm.value, "limit": alarm.limit}
+            self.folder.append(self.folder.alarms, row | {"message": alarm.message})
+            if worth_showing(count):
+                self.display.alarm(step, alarm, count)
+            if alarm.stop:
+                self.progress.stopped = f"{alarm.name}: {alarm.message}"
+        return flags
+
+    def _evaluate(self, step: int) -> tuple[dict[str, float], bool]:
+        """Held-out figures under `heldout/` with the table written, and whether they are the best so far."""
+        with self.accelerator.autocast():
+            found = evaluate(self.policy, self.heldout_prompts, self.evaluation_reward, self.settings.evaluation)
+        write_table(self.folder.heldout / f"step_{step:06d}.parquet", found.table)
+        figures = {**found.figures, "step": float(step)}
+        self.progress.heldout["before" if step == 0 else "after"] = figures
+        record = self.progress.best_score
+        best = step > 0 and found.score > (-np.inf if record is None else record)
+        if best:
+            self.progress.best_score = found.score
+            self.progress.heldout["best"] = figures
+        return {f"heldout/{name}": value for name, value in found.figures.items()}, best
+
+    def _evaluate_before(self) -> None:
+        began = time.perf_counter()
+        figures, _ = self._evaluate(0)
+        seconds = self._elapsed(began)
+        row = finite(figures)
+        self.folder.append(self.folder.metrics, {"step": 0, **row, "time": {"heldout": seconds, "total": seconds}})
+        self.accelerator.log(row, step=0)
+        self.display.show(0, row, 0.0, 0)
+
+    def _checkpoint(self, best: bool) -> None:
+        """Writes a checkpoint after everything that belongs before it is on disk."""
+        began = time.perf_counter()
+        self.tables.join()
+        learner = self.learner
+        self.store.save(
+            self.progress.step,
+            lambda folder: write_state(
+                folder,
+                self.progress,
+                self.policy.model,
+                self.policy.description(),
+                learner.optimizer,
+                learner.scheduler,
+                self.accelerator.scaler,
+            ),
+            best=best,
+        )
+        seconds = self._elapsed(began)
+        self._mark += seconds
+        for part in ("checkpoint", "total"):
+            self.progress.seconds[part] = self.progress.seconds.get(part, 0.0) + seconds
+
+    def _why_stop(self) -> str | None:
+        """The status if training is to end before another step, else None."""
+        if self.progress.stopped is not None:
+            return f"stopped: {self.progress.stopped}"
+        if self.progress.step >= self.settings.steps:
+            return "finished"
+        return "max_seconds" if self._out_of_time else None
+
+    def _over_time(self, more: float) -> bool:
+        limit = self.settings.max_seconds
+        return limit is not None and self.progress.train_seconds + more >= limit
+
+    def _begin(self) -> None:
+        """Writes the records of a new run, or restores one that goes on; before that, nothing on disk is touched."""
+        changes = self._check_same_run() if self.goes_on else {}
+        set_seed(self.settings.seed)
+        self.accelerator = self._make_accelerator()
+        self.learner = Learner(self.policy, self.algorithm, self.settings, self.accelerator)
+        if self.start is not None:
+            learner = self.learner
+            state = (self.policy.model, learner.optimizer, learner.scheduler, self.accelerator.scaler)
+            self.progress = read_state(self.start, *state)
+        self.folder.create(again=self.goes_on)
+        if self.goes_on:
+            self._take_back(changes)
+        write_config(self.folder.config, self.config)
+        if not self.folder.manifest.exists():
+            write_json(self.folder.manifest, self._manifest())
+        self._start_trackers()
+        # A run may go on from a step whose checkpoint used up the time: only an evaluated step can be the last one.
+        evaluated = not self.evaluates or self.progress.heldout.get("after", {}).get("step") == self.progress.step
+        self._out_of_time = evaluated and self._over_time(0.0)
+
+    def _check_same_run(self) -> dict[str, list[Any]]:
+        """Settings that changed since the run began. Raises: SettingsError for one that must not."""
+        if not self.folder.manifest.exists():
+            return {}
+        before = json.loads(self.folder.manifest.read_text(encoding="utf-8"))
+        torch.set_num_threads(int(before["torch_threads"]))  # sums over threads depend on their number
+        now = self._manifest()
+        changes = changed_settings(before["config"], json.loads(json.dumps(now["config"], default=str)))
+        check_resumable(changes)
+        for what in ("weights", "prompts"):
+            if before[what] != now[what]:
+                differing = [name for name in now[what] if before[what].get(name) != now[what][name]]
+                raise SettingsError(
+                    f"the {what} ({', '.join(differing)}) are not those that {self.folder.path} was begun with: "
+                    f"restore them, or start another run with run=FOLDER"
+                )
+        return changes
+
+    def _take_back(self, changes: dict[str, list[Any]]) -> None:
+        """Removes everything written after the checkpoint, and notes the resume in the manifest."""
+        step = self.progress.step if self.start is not None else -1
+        self.store.clean(keep_until=max(step, 0))
+        self.folder.truncate(step)
+        if self.start is not None:
+            self.store.point("last", step)
+            self.store.point("best", int(self.progress.heldout.get("best", {}).get("step", -1)))
+        if any(name.startswith("trainer.alarms.") for name in changes):
+            self.progress.stopped = None
+        if self.folder.manifest.exists():
+            manifest = json.loads(self.folder.manifest.read_text(encoding="utf-8"))
+            when = datetime.now(UTC).isoformat(timespec="seconds")
+            manifest["resumes"].append({"time": when, "step": max(step, 0), "changed": changes})
+            write_json(self.folder.manifest, manifest)
+        for name, (before, after) in changes.items():
+            self.display.warn(f"going on with {name} = {after!r} instead of {before!r}; noted in manifest.json")
+
+    def _manifest(self) -> dict[str, Any]:
+        seeds = {"run": self.settings.seed, "evaluation": self.settings.evaluation.seed}
+        prompts = {"train": self.train_prompts, "heldout": self.heldout_prompts}
+        return build_manifest(self.config, seeds, self._weights, prompts)
+
+    def _make_accelerator(self) -> Accelerator:
+        known = [str(tracker) for tracker in get_available_trackers()]
+        for tracker in self.settings.trackers:
+            if tracker not in known:
+                raise SettingsError(unknown_name("or uninstalled tracker in trainer.trackers,", tracker, known))
+        logs = self.folder.path / "tensorboard"
+        accelerator = Accelerator(
+            cpu=next(self.policy.model.parameters()).device.type == "cpu",
+            mixed_precision=self.settings.mixed_precision,
+            log_with=list(self.settings.trackers) or None,
+            project_config=ProjectConfiguration(project_dir=str(self.folder.path), logging_dir=str(logs)),
+        )
+        if accelerator.num_processes > 1:
+            raise SettingsError(f"training runs in one process, but {accelerator.num_processes} were started")
+        return accelerator
+
+    def _start_trackers(self) -> None:
+        values = flatten(self.config).items()
+        flat = {name: value if isinstance(value, int | float | str) else str(value) for name, value in values}
+        options = {"tensorboard": {"purge_step": self.progress.step + 1}} if self.start is not None else {}
+        self.accelerator.init_trackers("xomni-rl", flat if self.start is None else None, init_kwargs=options)
+
+    def _elapsed(self, began: float) -> float:
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    def _prompt_ids(self, batch: RolloutBatch, error: NonFiniteError) -> list[str]:
+        return [batch.prompts[group * batch.group_size].id for group in error.groups]
+
+    def _write_summary(self, status: str) -> TrainSummary:
+        progress = self.progress
+        summary = TrainSummary(
+            folder=self.folder.path,
+            heldout=progress.heldout,
+            train_seconds=progress.train_seconds,
+            steps=progress.step,
+            status=status,
+            alarms=progress.alarms,
+            skipped_steps=progress.skipped,
+            seconds=progress.seconds,
+        )
+        write_json(self.folder.summary, {key: value for key, value in asdict(summary).items() if key != "folder"})
+        return summary

@@ -1,0 +1,189 @@
+"""From scored rollouts to new weights: advantages, mini-batches of whole groups, gradients, one optimizer step each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from xomni_rl.envs.rollout import RolloutBatch
+from xomni_rl.policies.advantages import rewards_with_kl
+from xomni_rl.policies.algorithms.base import Algorithm
+from xomni_rl.policies.losses import sequence_kl
+from xomni_rl.policies.policy import ImagePolicy, TokenBatch
+from xomni_rl.policies.settings import TrainerSettings
+
+FIRST_UPDATE_ONLY = ("ratio_max_deviation",)
+"""Metrics of a loss that say something about sampler and trainer at the same weights, so about the first update alone."""
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradient is not a finite number; says which, where, and carries the groups it happened in."""
+
+    def __init__(self, message: str, groups: Sequence[int]) -> None:
+        super().__init__(message)
+        self.groups = [int(group) for group in groups]
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What one rollout teaches.
+
+    Attributes:
+        tokens: the sampled tokens and their prefixes, N = P · G rows.
+        old_logprobs: [N, T] float32 nats, the sampler's.
+        advantages: [N] or [N, T] float32; NaN where `keep` is False and there is none.
+        keep: [N] bool; True = takes part in the update.
+        reference: [N, T] float32 nats under the frozen reference, if the algorithm wants it.
+        teaches: whether an update would change anything on purpose: some kept advantage is not 0, or a KL is in the loss.
+    """
+
+    tokens: TokenBatch
+    old_logprobs: Tensor
+    advantages: Tensor
+    keep: Tensor
+    reference: Tensor | None
+    teaches: bool
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Indices of the groups with a kept rollout."""
+        by_group = self.keep.view(-1, self.tokens.group_size).any(dim=1)
+        return np.flatnonzero(by_group.cpu().numpy())
+
+
+class Learner:
+    """Optimizer, schedule and algorithm around a policy.
+
+    Args:
+        policy: its `module` is prepared by the accelerator in place.
+        algorithm: advantage, loss, filter, reference.
+        settings: learning rate, mini-batches and the like.
+        accelerator: device, mixed precision, clipping.
+    """
+
+    def __init__(self, policy: ImagePolicy, algorithm: Algorithm, settings: TrainerSettings, accelerator: Accelerator) -> None:
+        if algorithm.needs_reference:
+            policy.keep_reference()
+        self.policy, self.algorithm, self.settings, self.accelerator = policy, algorithm, settings, accelerator
+        parameters = [parameter for parameter in policy.module.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        warmup = settings.warmup_steps
+        self.scheduler = LambdaLR(self.optimizer, lambda done: min(1.0, (done + 1) / warmup) if warmup else 1.0)
+        policy.module, self._stepper = accelerator.prepare(policy.module, self.optimizer)
+        self._parameters = parameters
+
+    def experience(self, batch: RolloutBatch) -> Experience:
+        """Advantages and choice of a batch's rollouts; the reference's log-probabilities where they are needed."""
+        rewards, weights = batch.rewards.normalised, batch.rewards.weights
+        keep = self.algorithm.filter(rewards, weights, batch.group) & ~batch.rewards.failed
+        tokens = TokenBatch.of(batch)
+        reference = self._reference(tokens) if self.algorithm.needs_reference else None
+        if reference is not None and self.algorithm.kl_in_reward:
+            everything = torch.ones_like(batch.tokens, dtype=torch.bool)
+            kl = sequence_kl(batch.old_logprobs, reference, everything, self.algorithm.kl_estimator)
+            rewards = rewards_with_kl(rewards, weights, kl.cpu().numpy(), self.algorithm.kl_in_reward)
+        advantages = self.algorithm.advantage(rewards, weights, batch.group)
+        keep &= np.isfinite(advantages.reshape(len(advantages), -1)).all(axis=1)
+        kl_in_loss = self.algorithm.needs_reference and not self.algorithm.kl_in_reward
+        device = batch.tokens.device
+        return Experience(
+            tokens=tokens,
+            old_logprobs=batch.old_logprobs,
+            advantages=torch.from_numpy(advantages).to(device),
+            keep=torch.from_numpy(keep).to(device),
+            reference=reference,
+            teaches=bool(keep.any() and (kl_in_loss or (advantages[keep] != 0).any())),
+        )
+
+    def update(self, experience: Experience, rng: np.random.Generator) -> dict[str, float]:
+        """All optimizer steps on one rollout: `epochs` passes of `minibatches` steps over groups in random order.
+
+        Returns: the loss's metrics, averaged over kept rollouts and steps; "loss", "grad_norm" (before clipping) and
+            "learning_rate" (of the last step); "logprob_max_delta" (nats, largest difference between the sampler's and
+            the trainer's log-probabilities at the same weights) and "ratio_max_deviation", both of the first step alone.
+        Raises: NonFiniteError; that optimizer step is not taken.
+        """
+        steps: list[tuple[int, dict[str, float]]] = []
+        for _ in range(self.settings.epochs):
+            for minibatch in split(rng.permutation(experience.groups), self.settings.minibatches):
+                steps.append(self._step(experience, minibatch, first=not steps))
+        averages = weighted_means(steps)
+        return averages | {"learning_rate": steps[-1][1]["learning_rate"]}
+
+    def _step(self, experience: Experience, minibatch: np.ndarray, first: bool) -> tuple[int, dict[str, float]]:
+        """One optimizer step, in `accumulation` micro-batches of whole groups. Returns: kept rollouts, metrics."""
+        self.optimizer.zero_grad(set_to_none=True)
+        learning_rate = float(self.scheduler.get_last_lr()[0])
+        chunks = list(split(minibatch, self.settings.accumulation))
+        kept = int(experience.keep[self._rows(experience, minibatch)].sum())
+        parts: list[tuple[int, dict[str, float]]] = []
+        for index, chunk in enumerate(chunks):
+            last = index == len(chunks) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.policy.module):
+                parts.append(self._backward(experience, chunk, kept))
+        grad_norm = self._clipped_norm(minibatch)
+        self._stepper.step()
+        self.scheduler.step()
+        metrics = weighted_means(parts)
+        extremes = (*FIRST_UPDATE_ONLY, "logprob_max_delta")
+        worst = {name: max(part[name] for _, part in parts) for name in extremes if name in metrics} if first else {}
+        others = {name: value for name, value in metrics.items() if name not in extremes}
+        return kept, others | worst | {"grad_norm": grad_norm, "learning_rate": learning_rate}
+
+    def _backward(self, experience: Experience, groups: np.ndarray, total: int) -> tuple[int, dict[str, float]]:
+        """Adds the gradient of some groups, weighted by their share of the step's `total` kept rollouts."""
+        rows = self._rows(experience, groups)
+        rows_kept = experience.keep[rows]
+        chosen = rows[rows_kept]
+        logprobs = self.policy.logprobs(experience.tokens.groups(groups.tolist()))[0][rows_kept]
+        old = experience.old_logprobs[chosen]
+        reference = None if experience.reference is None else experience.reference[chosen]
+        mask = torch.ones_like(old, dtype=torch.bool)  # every rollout has all its tokens; dropped ones are left out
+        loss, metrics = self.algorithm.loss(logprobs, old, experience.advantages[chosen], mask, reference)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the loss is {loss.item()}", groups.tolist())
+        count = len(chosen)
+        self.accelerator.backward(loss * (count / total))
+        values = {name: float(value) for name, value in metrics.items()}
+        delta = float((logprobs.detach() - old).abs().max())
+        return count, values | {"loss": float(loss.detach()), "logprob_max_delta": delta}
+
+    def _clipped_norm(self, groups: np.ndarray) -> float:
+        limit = self.settings.max_grad_norm
+        norm = float(self.accelerator.clip_grad_norm_(self._parameters, math.inf if limit is None else limit))
+        if not math.isfinite(norm) and self.accelerator.scaler is None:  # a loss scaler expects it, and skips the step
+            raise NonFiniteError(f"the gradient's norm is {norm}", groups.tolist())
+        return norm
+
+    def _reference(self, tokens: TokenBatch) -> Tensor:
+        count = len(tokens.input_ids)
+        chunks = split(np.arange(count), self.settings.minibatches * self.settings.accumulation)
+        return torch.cat([self.policy.reference_logprobs(tokens.groups(chunk.tolist())) for chunk in chunks])
+
+    def _rows(self, experience: Experience, groups: np.ndarray) -> Tensor:
+        """Rows [len(groups) · G] of groups, in order."""
+        size = experience.tokens.group_size
+        rows = (groups[:, None] * size + np.arange(size)).reshape(-1)
+        return torch.from_numpy(rows).to(experience.keep.device)
+
+
+def split(items: np.ndarray, parts: int) -> Iterator[np.ndarray]:
+    """At most `parts` pieces of nearly equal size, none of them empty."""
+    yield from (piece for piece in np.array_split(items, parts) if len(piece))
+
+
+def weighted_means(parts: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """Mean of each metric over the parts that have it, weighted by their first entries."""
+    names = list(dict.fromkeys(name for _, metrics in parts for name in metrics))
+    means = {}
+    for name in names:
+        having = [(weight, metrics[name]) for weight, metrics in parts if name in metrics]
+        means[name] = sum(weight * value for weight, value in having) / sum(weight for weight, _ in having)
+    return means
