@@ -128,3 +128,18 @@ def test_wrong_argument_is_answered_with_one_sentence(
     arguments = {"group_size": 2, "seed": 0, "size": SIZE, **wrong}
     with pytest.raises(ValueError, match=message):
         rollout(stack, prompts[:2], reward, **arguments)
+
+
+def test_embedded_stack_steps_to_what_the_ocr_reads_in_the_rollout() -> None:
+    """The defaults: the trained stack, held-out signs, real OCR."""
+    env = TextToImageVectorEnv(4, prompts={"set": "signs", "split": "heldout", "count": 4}, sampling={"min_p": 0.1})
+    batch = rollout(env.stack, env.task.prompts, env.task.reward, group_size=1, seed=5, sampling=env.task.sampling)
+    env.reset(options={"prompts": [0, 1, 2, 3]})
+    uniforms = sample_uniforms(5, [p.id for p in batch.prompts], [0] * 4, env.task.num_tokens)
+    for t in range(env.task.num_tokens):
+        tokens = draw_tokens(torch.from_numpy(env.policy_logprobs()), uniforms[:, t])
+        torch.testing.assert_close(tokens, batch.tokens[:, t])
+        _, rewards, _, _, infos = env.step(tokens.numpy())
+    np.testing.assert_array_equal(rewards, batch.rewards.scores.astype(np.float64))
+    assert list(infos["read"]) == [details["ocr"]["read"] for details in batch.rewards.details]
+    assert rewards.mean() > 0.4  # a random stack's pictures score near 0; these are signs
