@@ -214,7 +214,7 @@ def headlines(metrics: pd.DataFrame, summary: Mapping[str, Any]) -> list[Headlin
             after[name] = float(series.iloc[-1])
     names = [name for name in PREFERRED_HEADLINES if name in before]
     names += sorted(name for name in before if name not in names and name != "step")
-    best_step = best.get("step")
+    best_step = int(best["step"]) if "step" in best else None
     return [
         Headline(name, float(before[name]), _optional(after.get(name)), _optional(best.get(name)), best_step)
         for name in names

@@ -80,7 +80,7 @@ def _figure(x_title: str = "step", y_title: str = "", **layout: Any) -> go.Figur
     figure = go.Figure()
     figure.update_layout(template=None, hovermode="x unified", showlegend=False, **layout)
     figure.update_xaxes(title_text=x_title, automargin=True)
-    figure.update_yaxes(title_text=y_title, automargin=True)
+    figure.update_yaxes(title_text=y_title, automargin=True, exponentformat="power")
     return figure
 
 
@@ -98,22 +98,34 @@ def _points(run: RunData, column: str) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _lines(run: RunData, columns: dict[str, str], y_title: str, *, markers: bool = False, **layout: Any) -> go.Figure | None:
     """A figure of the columns the run has (column → label); None when it has none of them."""
-    figure = _figure(y_title=y_title, **layout)
-    for number, (column, label) in enumerate(columns.items()):
+    curves: list[tuple[list[str], np.ndarray, np.ndarray]] = []
+    for column, label in columns.items():
         points = _points(run, column)
         if points is None:
             continue
+        same = next((curve for curve in curves if _equal(curve[1:], points)), None)
+        if same:
+            same[0].append(label)  # one line on top of another would hide it
+        else:
+            curves.append(([label], *points))
+    if not curves:
+        return None
+    figure = _figure(y_title=y_title, **layout)
+    for number, (labels, x, y) in enumerate(curves):
         figure.add_scatter(
-            x=points[0],
-            y=points[1],
-            name=label,
-            mode="lines+markers" if markers or len(points[0]) == 1 else "lines",
+            x=x,
+            y=y,
+            name=" = ".join(labels),
+            mode="lines+markers" if markers or len(x) == 1 else "lines",
             line={"color": PALETTE[number % len(PALETTE)], "width": 2},
         )
-    if not figure.data:
-        return None
-    figure.update_layout(showlegend=len(figure.data) > 1)
+    figure.update_layout(showlegend=len(columns) > 1)
     return figure
+
+
+def _equal(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> bool:
+    """Whether two curves are the same to the eye."""
+    return all(a.shape == b.shape and np.allclose(a, b, rtol=1e-5, atol=0.0) for a, b in zip(first, second, strict=True))
 
 
 def _reward(run: RunData) -> Panel | None:
@@ -170,7 +182,7 @@ def _clip_fraction(run: RunData) -> Panel | None:
 def _exactness(run: RunData) -> Panel | None:
     columns = {"ratio_max_deviation": "largest |ratio − 1|", "logprob_max_delta": "largest |Δ log-probability|"}
     logarithmic = any((run.metrics.get(column, pd.Series(dtype=float)) > 0).any() for column in columns)
-    axis: dict[str, Any] = {"yaxis_type": "log", "yaxis_exponentformat": "power", "yaxis_dtick": 1} if logarithmic else {}
+    axis: dict[str, Any] = {"yaxis_type": "log", "yaxis_dtick": 1} if logarithmic else {}
     figure = _lines(run, columns, "at the first update", **axis)
     note = "Sampler against trainer at equal weights: rounding only, or the gradient is wrong."
     return figure and Panel("exactness", "Importance ratio", note, figure)
@@ -194,9 +206,7 @@ def _loss(run: RunData) -> Panel | None:
 
 
 def _learning_rate(run: RunData) -> Panel | None:
-    figure = _lines(
-        run, {"learning_rate": "learning rate"}, "learning rate", yaxis_rangemode="tozero", yaxis_exponentformat="power"
-    )
+    figure = _lines(run, {"learning_rate": "learning rate"}, "learning rate", yaxis_rangemode="tozero")
     return figure and Panel("learning_rate", "Learning rate", "After warm-up and schedule.", figure)
 
 

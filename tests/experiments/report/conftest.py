@@ -136,7 +136,7 @@ def write_run(tmp_path: Path) -> WriteRun:
             }
             (folder / "alarms.jsonl").write_text(json.dumps(alarm) + "\n" + json.dumps(alarm | {"step": 9}) + "\n")
         if finished:
-            figures = {step: {name: lines[step][f"heldout/{name}"] for name in HELDOUT} | {"step": step} for step in at}
+            figures = {step: {name: lines[step][f"heldout/{name}"] for name in HELDOUT} | {"step": float(step)} for step in at}
             summary = {"heldout": {"before": figures[0], "after": figures[steps], "best": figures[steps]}}
             summary |= {"train_seconds": 207.4, "steps": steps, "status": "finished", "alarms": {}}
             (folder / "summary.json").write_text(json.dumps(summary))

@@ -96,3 +96,10 @@ def test_evaluation_time_stands_in_the_note_not_in_the_area(write_run: WriteRun)
     (panel,) = panels(read_run(write_run(steps=20)))["time"]
     assert [area.name for area in panel.figure.data] == ["sample", "decode", "reward", "update", "other"]
     assert panel.note.endswith("Besides: heldout 18 s.")
+
+
+def test_equal_curves_become_one_with_both_names(tmp_path: Path) -> None:
+    lines = [f'{{"step": {i}, "reward/ocr": {i / 4}, "reward/char": {i / 4}, "reward/exact": 0.1}}' for i in range(1, 4)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    (panel,) = (p for p in panels(read_run(tmp_path))["curves"] if p.key == "components")
+    assert [curve.name for curve in panel.figure.data] == ["ocr = char", "exact"]
