@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from gymnasium.error import InvalidAction, ResetNeeded
+
 from xomni_rl.envs.policy_cache import PolicyCache
 from xomni_rl.envs.task import EMPTY, Task
-from xomni_rl.rewards.composite import CompositeResult
-
 from xomni_rl.prompts import Prompt
+from xomni_rl.rewards.composite import CompositeResult
 
 Info = dict[str, Any]
 

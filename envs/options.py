@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xomni_rl.rewards.composite import CompositeReward, build_composite
-
 from xomni_rl.prompts import Prompt, load_prompts, prompt_sets
 from xomni_rl.registry import unknown_name
+from xomni_rl.rewards.composite import CompositeReward, build_composite
 from xomni_rl.stack.stack import Stack
 
 DEFAULT_REWARD: Mapping[str, Any] = {

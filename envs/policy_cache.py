@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+
 from xomni_rl.envs.rollout import negative_prompts
 from xomni_rl.envs.task import EMPTY, Task
-
 from xomni_rl.stack.sampler import IncrementalSampler
 
 

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from xomni_rl.envs.options import image_size
-from xomni_rl.rewards.composite import CompositeResult, CompositeReward
 
+from xomni_rl.envs.options import image_size
 from xomni_rl.prompts import Prompt
+from xomni_rl.rewards.composite import CompositeResult, CompositeReward
 from xomni_rl.stack.sampler import SamplingConfig, sample_image_tokens, sample_uniforms
 from xomni_rl.stack.stack import Stack
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+
 from xomni_rl.envs.options import (
     DEFAULT_REWARD,
     PromptsOption,
@@ -20,9 +21,8 @@ from xomni_rl.envs.options import (
     make_reward,
     make_stack,
 )
-from xomni_rl.rewards.composite import CompositeResult, CompositeReward
-
 from xomni_rl.prompts import Prompt
+from xomni_rl.rewards.composite import CompositeResult, CompositeReward
 from xomni_rl.stack.sampler import SamplingConfig
 from xomni_rl.stack.stack import Stack
 

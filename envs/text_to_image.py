@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
+
 from xomni_rl.envs.episodes import Episodes, Info
 from xomni_rl.envs.options import DEFAULT_REWARD, PromptsOption, RewardOption, StackOption
 from xomni_rl.envs.task import build_task
-
 from xomni_rl.prompts import Prompt
 from xomni_rl.stack.sampler import SamplingConfig
 from xomni_rl.stack.stack import Stack

@@ -10,11 +10,11 @@ import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+
 from xomni_rl.envs.episodes import Episodes, Info
 from xomni_rl.envs.options import DEFAULT_REWARD, PromptsOption, RewardOption, StackOption
 from xomni_rl.envs.task import build_task
 from xomni_rl.envs.text_to_image import checked_render_mode
-
 from xomni_rl.prompts import Prompt
 from xomni_rl.stack.sampler import SamplingConfig
 from xomni_rl.stack.stack import Stack

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+
 from xomni_rl.experiments.report import build_report
 from xomni_rl.policies.checkpoint import CheckpointStore, run_and_checkpoint
 from xomni_rl.policies.policy import StackPolicy
@@ -20,10 +21,9 @@ from xomni_rl.policies.records import RunFolder, RunFolderError
 from xomni_rl.policies.settings import SettingsError, TrainerSettings
 from xomni_rl.policies.trainer import TrainSummary, train
 from xomni_rl.policies.training_state import load_weights
-from xomni_rl.rewards.composite import build_composite
-
 from xomni_rl.prompts import Prompt, prompt_sets
 from xomni_rl.registry import unknown_name
+from xomni_rl.rewards.composite import build_composite
 from xomni_rl.stack.stack import Stack
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

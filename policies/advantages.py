@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+
 from xomni_rl.policies.shapes import check_shapes
 
 Scale = Literal["std", "none"]

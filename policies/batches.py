@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+
 from xomni_rl.envs.rollout import RolloutBatch
 from xomni_rl.policies.evaluation import mean
 from xomni_rl.policies.filters import zero_variance_share
 from xomni_rl.policies.settings import SettingsError
 from xomni_rl.policies.update import Experience, NonFiniteError
-
 from xomni_rl.prompts import Prompt
 
 

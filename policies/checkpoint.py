@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
 from xomni_rl.policies.records import RunFolder, RunFolderError, write_atomically
 
 FILES = "files.json"
@@ -51,7 +52,8 @@ class CheckpointStore:
 
     def newest(self) -> Path | None:
         """The checkpoint of the highest step; None if there is none."""
-        return (self.saved() or [None])[-1]
+        saved = self.saved()
+        return saved[-1] if saved else None
 
     def named(self, pointer: str) -> Path | None:
         """The checkpoint that `last` or `best` names; None if there is none."""

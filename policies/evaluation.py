@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+
 from xomni_rl.policies.policy import ImagePolicy
 from xomni_rl.policies.records import rollout_table
 from xomni_rl.policies.settings import EvaluationSettings
-
 from xomni_rl.prompts import Prompt
 
 

@@ -7,6 +7,7 @@ A rollout without a reward (nothing applied to it, or its scoring failed) never 
 from __future__ import annotations
 
 import numpy as np
+
 from xomni_rl.policies.advantages import combine_rewards
 from xomni_rl.policies.shapes import check_shapes
 

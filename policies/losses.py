@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
 from xomni_rl.policies.shapes import check_shapes
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant_length"]

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from xomni_rl.envs.rollout import RolloutBatch, rollout
 
+from xomni_rl.envs.rollout import RolloutBatch, rollout
 from xomni_rl.prompts import Prompt
 from xomni_rl.stack.sampler import SamplingConfig, score_image_tokens
 from xomni_rl.stack.stack import Stack

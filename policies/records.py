@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from PIL import Image
-from xomni_rl.envs.rollout import RolloutBatch
 
+from xomni_rl.envs.rollout import RolloutBatch
 from xomni_rl.prompts import Prompt
 
-PACKAGES = ("accelerate", "diffusers", "gymnasium", "numpy", "onnxruntime", "rapidocr", "safetensors", "torch")
-PACKAGES += ("transformers", "xomni-rl")
+PACKAGES: tuple[str, ...] = ("accelerate", "diffusers", "gymnasium", "numpy", "onnxruntime", "rapidocr", "safetensors")
+PACKAGES += ("torch", "transformers", "xomni-rl")
 _STEP = re.compile(r"step_(\d+)\.parquet$")
 
 

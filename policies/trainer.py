@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, set_seed
 from rich.console import Console
+
 from xomni_rl.envs.rollout import RolloutBatch
 from xomni_rl.policies.alarms import raised_alarms, worth_showing
 from xomni_rl.policies.algorithms.base import build_algorithm
@@ -47,7 +48,6 @@ from xomni_rl.policies.settings import (
 )
 from xomni_rl.policies.training_state import Progress, read_state, write_state
 from xomni_rl.policies.update import Experience, Learner, NonFiniteError
-
 from xomni_rl.prompts import Prompt
 from xomni_rl.registry import unknown_name
 

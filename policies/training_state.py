@@ -15,7 +15,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
 from xomni_rl.policies.checkpoint import CheckpointError, damaged, verify
 
 Figures = dict[str, float]
@@ -152,7 +153,7 @@ def check_architecture(checkpoint: Path, found: Mapping[str, Tensor], expected: 
 
 def optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors as `<kind>/<parameter>`, and the parameter groups' settings as JSON values."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {
         f"{kind}/{names[parameter]}": value.detach().cpu().contiguous()
         for parameter, state in optimizer.state.items()
@@ -198,7 +199,7 @@ def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     generators = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         generators |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    name, keys, *rest = np.random.get_state(legacy=True)
+    name, keys, *rest = cast("tuple[Any, ...]", np.random.get_state(legacy=True))
     version, internal, gauss = random.getstate()
     others = {"numpy": [name, keys.tolist(), *rest], "python": [version, list(internal), gauss]}
     return generators, others

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+
 from xomni_rl.envs.rollout import RolloutBatch
 from xomni_rl.policies.advantages import rewards_with_kl
 from xomni_rl.policies.algorithms.base import Algorithm

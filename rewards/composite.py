@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from xomni_rl.images import as_image_list
+from xomni_rl.prompts import Prompt
+from xomni_rl.registry import unknown_name
 from xomni_rl.rewards.base import (
     Images,
     Reward,
@@ -19,10 +23,6 @@ from xomni_rl.rewards.base import (
     check_lengths,
     checked_result,
 )
-
-from xomni_rl.images import as_image_list
-from xomni_rl.prompts import Prompt
-from xomni_rl.registry import unknown_name
 
 NORMALISATIONS = ("none", "batch", "group")
 ON_FAILURE = ("stop", "drop")
@@ -52,6 +52,7 @@ class CompositeResult:
         failed: bool [N], samples that some component failed on; all their components are NaN.
         details: N dicts component → detail of that reward.
         metrics: "<component>_<metric>" → float32 [N].
+        failures: sample index → "component: reason" of each failed one.
     """
 
     names: tuple[str, ...]
@@ -62,6 +63,7 @@ class CompositeResult:
     failed: np.ndarray
     details: list[dict[str, dict[str, Any]]]
     metrics: dict[str, np.ndarray]
+    failures: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,9 @@ class CompositeReward:
         pictures = as_image_list(images)
         check_lengths(len(pictures), prompts)
         groups = self._groups(group, len(pictures))
-        failed = np.zeros(len(pictures), dtype=bool)
-        results = [self._call(part, pictures, prompts, failed) for part in self.parts]
+        failures: dict[int, str] = {}
+        results = [self._call(part, pictures, prompts, failures) for part in self.parts]
+        failed = np.isin(np.arange(len(pictures)), list(failures))
         components = np.stack([result.scores for result in results], axis=1)
         components[failed] = np.nan
         usable = self._gated(components)
@@ -153,6 +156,7 @@ class CompositeReward:
                 for name, result in zip(self.names, results, strict=True)
                 for metric, values in result.metrics.items()
             },
+            failures=failures,
         )
 
     def _groups(self, group: np.ndarray | None, count: int) -> np.ndarray:
@@ -164,18 +168,22 @@ class CompositeReward:
             raise ValueError(f"group must have shape [{count}], got {list(np.shape(group))}")
         return np.asarray(group, dtype=np.int64)
 
-    def _call(self, part: Component, images: list[np.ndarray], prompts: Sequence[Prompt], failed: np.ndarray) -> RewardResult:
-        """The component's result; under "drop", failed samples are NaN in it and are marked in `failed`."""
+    def _call(
+        self, part: Component, images: list[np.ndarray], prompts: Sequence[Prompt], failures: dict[int, str]
+    ) -> RewardResult:
+        """The component's result; under "drop", failed samples are NaN in it and get an entry in `failures`."""
         try:
             return _run(part, images, prompts)
         except RewardError as error:
             if self.on_failure == "stop":
                 raise
-            failures = error.failures
-            result = error.partial
-            if result is None:
-                result, failures = _one_by_one(part, images, prompts)
-            failed[list(failures)] = True
+            found = error.failures
+            if error.partial is None:
+                result, found = _one_by_one(part, images, prompts)
+            else:
+                result = checked_result(part.name, error.partial, len(images), part.reward.range)
+            for index, reason in found.items():
+                failures[index] = "; ".join(filter(None, [failures.get(index), f"{part.name}: {reason}"]))
             return result
 
     def _gated(self, components: np.ndarray) -> np.ndarray:

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from xomni_rl.rewards.base import Reward, RewardError, RewardResult, rewards
-from xomni_rl.rewards.ocr_engine import Line, OcrEngine, OcrEngineError
-from xomni_rl.rewards.text_metrics import METRICS, UNICODE_FORMS, joined_target, normalise_text
 
 from xomni_rl.prompts import Prompt, quoted_spans
 from xomni_rl.registry import unknown_name
+from xomni_rl.rewards.base import Reward, RewardError, RewardResult, rewards
+from xomni_rl.rewards.ocr_engine import Line, OcrEngine, OcrEngineError
+from xomni_rl.rewards.text_metrics import METRICS, UNICODE_FORMS, joined_target, normalise_text
 
 _NO_TARGET = "the prompt asks for no text"
 _EXTRA_METRICS = {"exact": METRICS["exact"], "char": METRICS["edit"]}

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+
 from xomni_rl.envs.options import DEFAULT_REWARD, make_prompts, make_reward
 from xomni_rl.envs.vector import TextToImageVectorEnv
-from xomni_rl.rewards.composite import CompositeReward
-
 from xomni_rl.prompts import Prompt
+from xomni_rl.rewards.composite import CompositeReward
 from xomni_rl.stack.sampler import draw_tokens, sample_image_tokens, sample_uniforms
 from xomni_rl.stack.stack import Stack
 

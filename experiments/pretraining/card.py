@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from xomni_rl.rewards.base import build_reward
 
 from xomni_rl.prompt_sets.signs import sign_prompt
+from xomni_rl.rewards.base import build_reward
 from xomni_rl.stack.stack import Stack
 
 from .autoregressive import COLOUR, READ

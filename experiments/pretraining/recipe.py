@@ -20,7 +20,7 @@ from xomni_rl.prompt_sets.signs import COLOURS
 from xomni_rl.stack import embedded
 from xomni_rl.stack.autoregressive import XOmniConfig, XOmniForCausalLM
 from xomni_rl.stack.decoder import DiffusionDecoder
-from xomni_rl.stack.image_tokenizer import SemanticImageTokenizer
+from xomni_rl.stack.image_tokenizer import SemanticImageTokenizer, to_pixels
 from xomni_rl.stack.stack import Stack, StackError
 from xomni_rl.stack.text import train_text_tokenizer
 
@@ -32,7 +32,7 @@ from .loop import Stage, run_stage
 from .tokenizer import TokenizerTrainer
 
 TOKENIZER = Stage("tokenizer", 2200, batch=48, learning_rate=2e-3, weight_decay=1e-4, beta2=0.99)
-DECODER = Stage("decoder", 2000, batch=48, learning_rate=1.5e-3, weight_decay=1e-4, beta2=0.99)
+DECODER = Stage("decoder", 1500, batch=48, learning_rate=1.5e-3, weight_decay=1e-4, beta2=0.99)
 AUTOREGRESSIVE = Stage("ar", 1000, batch=64, learning_rate=2e-3, weight_decay=0.01, beta2=0.98)
 FINISH = Stage("ar-finish", 300, batch=64, learning_rate=1e-3, weight_decay=0.01, beta2=0.98)
 """A second, lower cycle over the same model."""
@@ -99,11 +99,12 @@ def make_decoder(
     if not done.exists():
         torch.manual_seed(seed + 1)
         decoder = DiffusionDecoder.from_config(embedded.DECODER, projector, embedded.TOKEN_SIZE, embedded.DECODER_STEPS)
+        decoder.codec.fit(to_pixels(sign_batch(stream(seed, "codec", 0), 2000).images))
         trainer = DecoderTrainer(decoder, image_tokenizer)
         run_stage(
             stage,
             trainer,
-            lambda step: trainer(sign_batch(stream(seed, stage.name, step), stage.batch, proportional=True)),
+            lambda step: trainer(sign_batch(stream(seed, stage.name, step), stage.batch, proportional=step % 4 == 0)),
             work / "decoder.safetensors",
             console,
         )

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+
 from xomni_rl.experiments.report.data import PREFERRED_HEADLINES, read_metrics
 from xomni_rl.experiments.report.figures import PALETTE
 from xomni_rl.experiments.report.results import bootstrap_mean, heldout_curve

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+
 from xomni_rl.experiments.report.data import PREFERRED_HEADLINES, RunData
 
 MAX_POINTS = 2000

@@ -19,6 +19,7 @@ import yaml  # type: ignore[import-untyped]
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 from plotly.offline import get_plotlyjs
+
 from xomni_rl.experiments.report.data import Headline, Pair, RunData, Sample, component_weights, read_run
 from xomni_rl.experiments.report.figures import Panel, panels
 

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
+
 from xomni_rl.experiments.report.curves import SOFT, STYLE, draw_heldout, metric_label
 from xomni_rl.experiments.report.data import PREFERRED_HEADLINES, Pair, ReportError, Sample, read_run
 from xomni_rl.experiments.report.figures import PALETTE

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from scipy import stats
+
 from xomni_rl.experiments.report.data import PREFERRED_HEADLINES, ReportError, step_files
 
 RESAMPLES = 4000

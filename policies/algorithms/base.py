@@ -12,6 +12,7 @@ from xomni_rl.registry import Registry, unknown_name
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
     from xomni_rl.policies.losses import KLEstimator
 
 Advantage = Callable[["np.ndarray", "np.ndarray", "np.ndarray"], "np.ndarray"]

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from xomni_rl.rewards.composite import CompositeReward, build_composite
 
 from xomni_rl.prompts import Prompt
+from xomni_rl.rewards.composite import CompositeReward, build_composite
 from xomni_rl.stack.stack import Stack
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that `picture_rewards:redness` is found by its name

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from xomni_rl.rewards.base import RewardError, RewardResult
 
 from xomni_rl.prompts import Prompt
+from xomni_rl.rewards.base import RewardError, RewardResult
 
 
 def redness(images: list[np.ndarray], prompts: Sequence[Prompt]) -> RewardResult:

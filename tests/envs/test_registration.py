@@ -2,9 +2,9 @@
 
 import gymnasium
 import pytest
-import xomni_rl.envs
 
 import xomni_rl
+import xomni_rl.envs
 
 
 def test_import_registers_both_environments() -> None:

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from xomni_rl.envs.rollout import rollout, stream_indices
 from xomni_rl.envs.text_to_image import TextToImageEnv
 from xomni_rl.envs.vector import TextToImageVectorEnv
-from xomni_rl.rewards.composite import CompositeReward
-
 from xomni_rl.prompts import Prompt
+from xomni_rl.rewards.composite import CompositeReward
 from xomni_rl.stack.sampler import SamplingConfig, draw_tokens, sample_uniforms
 from xomni_rl.stack.stack import Stack
 

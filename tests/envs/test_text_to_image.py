@@ -11,12 +11,12 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.utils.env_match import check_environments_match
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from xomni_rl.envs.task import EMPTY, GREY
 from xomni_rl.envs.text_to_image import TextToImageEnv
+from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.base import RewardError
 from xomni_rl.rewards.composite import build_composite
-
-from xomni_rl.prompts import Prompt
 
 T = 8  # 16 × 32 px at 8 px per token
 

@@ -9,6 +9,7 @@ import pytest
 from gymnasium.envs.registration import VectorizeMode
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
 from xomni_rl.envs.text_to_image import TextToImageEnv
 from xomni_rl.envs.vector import TextToImageVectorEnv
 from xomni_rl.rewards.composite import build_composite

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from xomni_rl.experiments.benchmarks.env import Clock, check_same, run
 
+from xomni_rl.experiments.benchmarks.env import Clock, check_same, run
 from xomni_rl.stack.stack import Stack
 
 

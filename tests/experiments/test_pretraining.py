@@ -6,10 +6,10 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+
 from xomni_rl.experiments.pretraining.data import character_columns, sign_batch, stream
 from xomni_rl.experiments.pretraining.loop import Stage, run_stage
 from xomni_rl.experiments.pretraining.recipe import pretrain
-
 from xomni_rl.prompt_sets.signs import ALPHABET, is_heldout, random_strings, render_sign, signs
 from xomni_rl.stack.stack import Stack, StackError
 

@@ -5,10 +5,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from xomni_rl.experiments.sb3_ppo import train
-from xomni_rl.rewards.composite import build_composite
 
+from xomni_rl.experiments.sb3_ppo import train
 from xomni_rl.prompts import Prompt
+from xomni_rl.rewards.composite import build_composite
 from xomni_rl.stack.stack import Stack
 
 pytest.importorskip("stable_baselines3", reason="the extra sb3 is not installed")

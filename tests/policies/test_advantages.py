@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from xomni_rl.policies.advantages import combine_rewards, group_advantages, rewards_with_kl
 
 NAN = np.nan

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from xomni_rl.policies.filters import FILTERS, drop_zero_variance, keep_all, zero_variance_share
 
 NAN = np.nan

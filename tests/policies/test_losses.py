@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from xomni_rl.policies.losses import aggregate, clipped_policy_loss, kl_estimate, sequence_kl
 
 AGGREGATIONS = ["token_mean", "sequence_mean", "constant_length"]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from xomni_rl.policies.shapes import check_shapes
 
 

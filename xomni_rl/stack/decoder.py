@@ -5,7 +5,7 @@ the same map as X-Omni's separate feature-injection layer added to the latent's 
 the policy: it is offline, so that rewards are earned by tokens alone.
 
 Source: arXiv 2507.22058, section 3.3. Departs from FLUX.1 in the embedded size only by having no VAE and no text encoders:
-its latents are 8×8 pixel patches, and it sees tokens only — given the prompt it could write the text without them.
+its latents are linear codes of 8×8 pixel patches, and it sees tokens only — given the prompt it could write the text without them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from xomni_rl.stack.image_tokenizer import VQProjector
+from xomni_rl.stack.image_tokenizer import VQProjector, load_exactly
 
 
 class LatentCodec(Protocol):
@@ -34,19 +35,44 @@ class LatentCodec(Protocol):
         ...
 
 
-class PixelPatches:
-    """The embedded codec: a latent is a patch of pixels itself."""
+class PatchCodec(nn.Module):
+    """The embedded codec: a patch of pixels in the leading principal components of the domain's patches, a linear autoencoder.
 
-    def __init__(self, patch: int) -> None:
+    Args:
+        patch: pixels along each side.
+        channels: components kept, at most 3·patch².
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(self, patch: int, channels: int) -> None:
+        super().__init__()
+        size = 3 * patch * patch
+        if not 1 <= channels <= size:
+            raise ValueError(f"a codec of {patch}×{patch} patches has 1 to {size} channels, not {channels}")
         self.patch = patch
-        self.channels = 3 * patch * patch
+        self.channels = channels
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("components", torch.eye(size)[:channels].clone())
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def fit(self, pixels: Tensor) -> None:
+        """Takes mean and principal components from images [N, 3, H, W] in [-1, 1]."""
+        patches = self._patches(pixels).flatten(0, 1)
+        self.mean = patches.mean(0)
+        covariance = torch.cov((patches - self.mean).T.double())
+        self.components = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, : self.channels].T.float().contiguous()
+
+    def _patches(self, pixels: Tensor) -> Tensor:
         return nn.functional.pixel_unshuffle(pixels, self.patch).flatten(2).transpose(1, 2)
 
+    def encode(self, pixels: Tensor) -> Tensor:
+        return (self._patches(pixels) - self.mean) @ self.components.T
+
     def decode(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
-        n, _, channels = latents.shape
-        return nn.functional.pixel_shuffle(latents.transpose(1, 2).reshape(n, channels, *grid), self.patch)
+        patches = latents @ self.components + self.mean
+        n, _, size = patches.shape
+        return nn.functional.pixel_shuffle(patches.transpose(1, 2).reshape(n, size, *grid), self.patch)
 
 
 class PromptEncoder(Protocol):
@@ -93,29 +119,33 @@ class DiffusionDecoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, projector: VQProjector, patch: int, steps: int) -> DiffusionDecoder:
-        """Loads an embedded-size decoder (`transformer/`, `scheduler/`) from a folder.
+        """Loads an embedded-size decoder (`transformer/`, `scheduler/`, `codec.safetensors`) from a folder.
 
-        Raises: OSError or ValueError of diffusers for a missing or damaged file.
+        Raises: OSError or ValueError for a missing, damaged or unfitting file.
         """
+        folder = Path(folder)
         transformer = FluxTransformer2DModel.from_pretrained(
             str(folder), subfolder="transformer", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(str(folder), subfolder="scheduler", local_files_only=True)
-        return cls(transformer.eval(), scheduler, projector, PixelPatches(patch), steps)
+        codec = PatchCodec(patch, transformer.config.out_channels)
+        load_exactly(codec, load_file(folder / "codec.safetensors"), str(folder / "codec.safetensors"))
+        return cls(transformer.eval(), scheduler, projector, codec, steps)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], projector: VQProjector, patch: int, steps: int) -> DiffusionDecoder:
-        """A freshly initialised embedded-size decoder; `config` holds the transformer's sizes."""
-        codec = PixelPatches(patch)
+        """A freshly initialised embedded-size decoder; `config` holds the transformer's sizes, `out_channels` among them."""
         features = projector.config["z_channels"]
-        transformer = FluxTransformer2DModel(
-            in_channels=codec.channels + features, out_channels=codec.channels, patch_size=1, **config
-        )
+        transformer = FluxTransformer2DModel(in_channels=config["out_channels"] + features, patch_size=1, **config)
+        codec = PatchCodec(patch, config["out_channels"])
         return cls(transformer, FlowMatchEulerDiscreteScheduler(), projector, codec, steps)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        self.transformer.save_pretrained(Path(folder) / "transformer")
-        self.scheduler.save_pretrained(Path(folder) / "scheduler")
+        folder = Path(folder)
+        self.transformer.save_pretrained(folder / "transformer")
+        self.scheduler.save_pretrained(folder / "scheduler")
+        if isinstance(self.codec, PatchCodec):
+            save_file(self.codec.state_dict(), folder / "codec.safetensors")
 
     def velocity(
         self, latents: Tensor, sigma: Tensor, features: Tensor, grid: tuple[int, int], texts: list[str] | None = None

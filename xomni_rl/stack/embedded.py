@@ -33,7 +33,8 @@ VISION: dict[str, Any] = {
 }
 PROJECTOR = {"z_channels": 128, "codebook_size": IMAGE_VOCAB_SIZE, "codebook_dim": 16}
 DECODER: dict[str, Any] = {
-    "num_layers": 1,
+    "out_channels": 64,
+    "num_layers": 0,
     "num_single_layers": 3,
     "attention_head_dim": 32,
     "num_attention_heads": 5,

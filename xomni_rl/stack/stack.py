@@ -118,6 +118,7 @@ class Stack:
         description = _read_description(folder)
         needed = ["autoregressive/model.safetensors", "text_tokenizer/tokenizer.json", "vision/model.safetensors"]
         needed += ["projector/projector.safetensors", "decoder/transformer/diffusion_pytorch_model.safetensors"]
+        needed += ["decoder/codec.safetensors"]
         missing = [part for part in needed if not (folder / part).exists()]
         if missing:
             raise StackError(f"{folder} lacks {', '.join(missing)}; copy it whole, or make one with `xomni-rl pretrain`")

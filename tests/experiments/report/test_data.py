@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from xomni_rl.experiments.report.data import ReportError, headlines, read_metrics, read_run, step_files
 
 WriteRun = Callable[..., Path]

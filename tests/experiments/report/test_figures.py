@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from xomni_rl.experiments.report.data import read_run
 from xomni_rl.experiments.report.figures import AREA_POINTS, MAX_POINTS, bucket_means, panels, thin
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
 from xomni_rl.experiments.report import ReportError, build_report
 from xomni_rl.experiments.report.__main__ import main
 from xomni_rl.experiments.report.data import Pair, Sample

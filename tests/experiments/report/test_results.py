@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+
 from xomni_rl.experiments.report.data import ReportError
 from xomni_rl.experiments.report.picture import readme_picture
 from xomni_rl.experiments.report.results import (

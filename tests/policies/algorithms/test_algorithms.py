@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from xomni_rl.policies.advantages import group_advantages
 from xomni_rl.policies.algorithms.base import Algorithm, AlgorithmError, algorithms, build_algorithm
 from xomni_rl.policies.filters import drop_zero_variance, keep_all
 from xomni_rl.policies.losses import clipped_policy_loss
-
 from xomni_rl.registry import UnknownNameError
 
 REWARDS, GROUP = np.array([[1.0], [3.0], [0.0], [1.0]], np.float32), np.array([0, 0, 1, 1])
