@@ -173,12 +173,16 @@ def explained(error: Exception) -> ConfigError:
     if found := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
         group, choice = found.groups()
         choices = re.search(r"Available options in '[^']+':\n((?:\t.+\n?)+)", text)
-        return ConfigError(unknown_name(f"choice {group}=", choice, choices.group(1).split() if choices else ()))
+        return ConfigError(unknown_name(f"choice of group {group},", choice, choices.group(1).split() if choices else ()))
     if found := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text):
         return _unknown_key(found.group(1), text)
     if found := re.search(r"Missing mandatory value: (\S+)", text):
         return ConfigError(f"{found.group(1)} must be given: add {found.group(1)}=VALUE")
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("See https://")]
+    if type(error).__name__ == "OverrideParseException":
+        return ConfigError(
+            f"an override cannot be read ({lines[0]}); write key=value, in single quotes if it is no plain value"
+        )
     return ConfigError("; ".join(lines[:2]) or type(error).__name__)
 
 
@@ -265,7 +269,7 @@ def _wanted(rule: Rule) -> str:
     words = {"switch": "true or false", "text": "text", "mapping": "a mapping", "list": "a list"}
     wanted = words.get(rule.kind, f"a {rule.kind}")
     bounds = [("of at least", rule.least), ("above", rule.above), ("at most", rule.most)]
-    wanted += "".join(f"{' and' if i else ''} {w} {b:g}" for i, (w, b) in enumerate(x for x in bounds if x[1] is not None))
+    wanted += "".join(f"{' and' if i else ''} {w} {b}" for i, (w, b) in enumerate(x for x in bounds if x[1] is not None))
     return wanted + (" or null" if rule.optional else "")
 
 

@@ -1,0 +1,75 @@
+"""The command line. `xomni-rl --help` and `xomni-rl list` load neither torch nor transformers."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from xomni_rl import __version__
+from xomni_rl.commands import draw, jobs, listing
+from xomni_rl.commands import train as training
+from xomni_rl.commands.errors import friendly_errors
+
+
+class FriendlyGroup(TyperGroup):
+    """A group of commands whose errors are sentences."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with friendly_errors():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=FriendlyGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="XOMNI_RL_TRACEBACK=1 shows the whole traceback of an error. Each command's --help has examples.",
+)
+RAW = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"xomni-rl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def commands(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True, show_default=False)
+    ] = False,
+) -> None:
+    """Reinforcement learning for discrete autoregressive image generation.
+
+    Examples:
+
+    • xomni-rl train — GRPO on the embedded stack with the OCR reward; ends with the path of report.html
+
+    • xomni-rl train algorithm=dr_grpo seed=1 trainer.steps=50 run=runs/mine
+
+    • xomni-rl generate 'a red sign that says "K7AX"' --stack runs/mine --out pictures
+
+    • xomni-rl score pictures --reward ocr
+    """
+
+
+app.command("train", context_settings=RAW, add_help_option=False)(training.train)
+app.command("generate")(draw.generate)
+app.command("chat")(draw.chat)
+app.command("score")(jobs.score)
+app.command("pretrain")(jobs.pretrain)
+app.command("bench")(jobs.bench)
+app.command("list")(listing.list_everything)
+app.command("doctor")(jobs.doctor)
+
+
+def main() -> None:
+    """Entry point of `xomni-rl` and `python -m xomni_rl`."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers would draw a bar for every load
+    app(prog_name="xomni-rl")

@@ -1,0 +1,1 @@
+"""The commands of `xomni-rl`, one module per job; heavy imports happen inside the functions."""

@@ -1,0 +1,267 @@
+"""`xomni-rl generate` and `xomni-rl chat`: the stack's two directions, from the shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from xomni_rl.config import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from xomni_rl.prompts import Prompt
+    from xomni_rl.stack.sampler import SamplingConfig
+    from xomni_rl.stack.stack import Stack
+
+Drawn = list[tuple["Prompt", "np.ndarray"]]
+StackOption = Annotated[str, typer.Option(help="'embedded', a stack folder, or a run folder (its best checkpoint).")]
+BATCH = 64
+"""Images generated at a time."""
+SHEET_LIMIT = 256
+"""Images on a contact sheet at most."""
+
+
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="What to draw.", show_default=False)] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts", help="A .jsonl or .txt file of further prompts.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("pictures"),
+    stack: StackOption = "embedded",
+    count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, prompt and number: same image.")] = 0,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Height x width, px; default: the stack's.", show_default=False)
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Above 0; less = more certain tokens.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Only the k likeliest tokens; 0 = all.")] = 0,
+    top_p: Annotated[float, typer.Option(max=1.0, help="Only the likeliest tokens that make up this share.")] = 1.0,
+    min_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Only tokens this likely against the likeliest.")] = 0.0,
+    cfg_scale: Annotated[float, typer.Option(min=0.0, help="Classifier-free guidance; 1 = none.")] = 1.0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+) -> None:
+    """Draw images from prompts.
+
+    Writes one PNG per image, prompts.jsonl (which `score` reads back) and contact_sheet/grid.png.
+
+    Examples:
+
+    • xomni-rl generate 'a red sign that says "K7AX"' --count 8 --out pictures
+
+    • xomni-rl generate --prompts prompts.jsonl --stack runs/seed1 --temperature 0.8
+
+    • xomni-rl score pictures --reward ocr
+    """
+    requested = _requested(prompts or [], prompts_file)
+    pixels = parse_size(size)
+    names = file_names([prompt.id for prompt in requested], count)
+    _check_folder(out, names)
+    from xomni_rl.stack.sampler import SamplingConfig
+
+    sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, cfg_scale=cfg_scale)
+    drawn: Drawn = []
+    loaded = load_stack(stack, device)
+    for prompt in requested:
+        loaded.grid(pixels or prompt.size)  # every size is checked before the first image is drawn
+    out.mkdir(parents=True, exist_ok=True)
+    for prompt, image in _images(loaded, requested, pixels, count, seed, sampling):
+        name = names[len(drawn)]
+        _save_png(image, out / f"{name}.png")
+        drawn.append((replace(prompt, id=name), image))
+    write_prompts([prompt for prompt, _ in drawn], out / "prompts.jsonl")
+    sheet = out / "contact_sheet" / "grid.png"
+    sheet.parent.mkdir(exist_ok=True)
+    _save_png(contact_sheet([image for _, image in drawn[:SHEET_LIMIT]], count), sheet)
+    typer.echo(f"{len(drawn)} image{'s' * (len(drawn) > 1)} in {out}, prompts in {out / 'prompts.jsonl'}, all on {sheet}")
+
+
+def chat(
+    image: Annotated[Path, typer.Argument(help="Any image file.", show_default=False)],
+    question: Annotated[str | None, typer.Argument(help="Left out: ask again and again.", show_default=False)] = None,
+    stack: StackOption = "embedded",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+) -> None:
+    """Ask the model about an image.
+
+    Without a question it reads one after the other: at a terminal with a prompt, else one per line of standard input.
+
+    Examples:
+
+    • xomni-rl chat pictures/0000.png 'What does the sign say?'
+
+    • xomni-rl chat pictures/0000.png
+    """
+    from xomni_rl.images import load_image
+
+    pixels = load_image(image)
+    loaded = load_stack(stack, device)
+    tokens = loaded.encode(pixels[None])
+    for each in [question] if question is not None else _questions():
+        typer.echo(loaded.answer(tokens, each)[0])
+
+
+def load_stack(source: str, device: str = "auto") -> Stack:
+    """The embedded stack, that of a folder, or that of a run folder with the weights of its best checkpoint."""
+    import torch
+
+    from xomni_rl.stack.stack import Stack
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder = Path(source)
+    if source != "embedded" and (folder / "checkpoints").is_dir():
+        from xomni_rl.experiments.run import trained_stack
+
+        return trained_stack(folder).to(device)
+    return Stack.from_pretrained(source, device=device)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """ "32x96" as (32, 96), (height, width) px. Raises: ConfigError for another form."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+)\s*[x×X]\s*(\d+)\s*", text)
+    if found is None:
+        raise ConfigError(f"--size must be height x width in pixels, such as 32x96, but is {text!r}")
+    return int(found.group(1)), int(found.group(2))
+
+
+def file_names(ids: Sequence[str], count: int) -> list[str]:
+    """Names without suffix for `count` images of each prompt, prompt by prompt, usable on any file system.
+
+    >>> file_names(["0000", "a/b"], 2)
+    ['0000_1', '0000_2', 'a-b_1', 'a-b_2']
+    """
+    safe = [re.sub(r"[^\w.-]+", "-", each).lstrip(".")[:100] for each in ids]
+    if "" in safe or len({each.casefold() for each in safe}) < len(safe):
+        safe = [f"{position:04d}" for position in range(len(ids))]
+    return [each if count == 1 else f"{each}_{number}" for each in safe for number in range(1, count + 1)]
+
+
+def write_prompts(prompts: Sequence[Prompt], path: Path) -> None:
+    """One JSON line per prompt with the fields that are set, as `load_prompts` reads them."""
+    lines = []
+    for prompt in prompts:
+        record = {entry.name: getattr(prompt, entry.name) for entry in fields(prompt)}
+        lines.append(
+            json.dumps({key: value for key, value in record.items() if value or key in ("id", "text")}, ensure_ascii=False)
+        )
+    with _replaced(path) as file:
+        file.write(("\n".join(lines) + "\n").encode())
+
+
+def contact_sheet(images: Sequence[np.ndarray], columns: int = 1, gap: int = 4) -> np.ndarray:
+    """All images on one white page: uint8 [H, W, 3] each -> uint8 [H', W', 3].
+
+    Args:
+        images: of any sizes; every cell is as large as the largest.
+        columns: 1 = as many as make the page about square; else a row per prompt.
+        gap: white pixels between cells.
+    """
+    import numpy as np
+
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    if columns == 1:
+        columns = max(1, min(len(images), round((len(images) * height / width) ** 0.5)))
+    rows = -(-len(images) // columns)
+    page = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, dtype=np.uint8)
+    for index, image in enumerate(images):
+        top, left = gap + index // columns * (height + gap), gap + index % columns * (width + gap)
+        page[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return page
+
+
+def _requested(texts: Sequence[str], path: Path | None) -> list[Prompt]:
+    from xomni_rl.prompts import Prompt, load_prompts
+
+    given = [Prompt(id=f"{position:04d}", text=text) for position, text in enumerate(texts)]
+    if path is not None:
+        read = load_prompts(path)
+        given += [replace(p, id=f"{path.stem}-{p.id}") for p in read] if given else read
+    if not given:
+        raise ConfigError("no prompt: give one or more in quotes, or --prompts FILE")
+    return given
+
+
+def _images(
+    stack: Stack,
+    prompts: Sequence[Prompt],
+    size: tuple[int, int] | None,
+    count: int,
+    seed: int,
+    sampling: SamplingConfig,
+) -> Iterator[tuple[Prompt, np.ndarray]]:
+    """(prompt, image), prompt by prompt; neighbours of one size are drawn together, with a bar at a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    per_batch = max(1, BATCH // count)
+    batches: list[list[Prompt]] = []
+    for prompt in prompts:
+        if not batches or len(batches[-1]) == per_batch or batches[-1][0].size != prompt.size:
+            batches.append([])
+        batches[-1].append(prompt)
+    console = Console(stderr=True)
+    for batch in track(batches, "drawing", console=console, transient=True, disable=not console.is_terminal):
+        made = stack.generate(batch, size=size or batch[0].size, group_size=count, seed=seed, sampling=sampling)
+        yield from zip([prompt for prompt in batch for _ in range(count)], made.images, strict=True)
+
+
+def _check_folder(out: Path, names: Sequence[str]) -> None:
+    """Raises ConfigError if the folder holds images that are not about to be replaced: they would be scored along."""
+    if out.is_dir():
+        others = sorted(path.name for path in out.glob("*.png") if path.stem not in set(names))
+        if others:
+            raise ConfigError(f"{out} holds other images already, such as {others[0]}; give another --out, or empty it")
+
+
+def _questions() -> Iterator[str]:
+    """Questions from standard input, until it ends or one is empty at a terminal."""
+    asked_by_person = sys.stdin.isatty()
+    while True:
+        try:
+            line = input("question (empty to end): " if asked_by_person else "").strip()
+        except EOFError:
+            return
+        if line:
+            yield line
+        elif asked_by_person:
+            return
+
+
+def _save_png(image: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    with _replaced(path) as file:
+        Image.fromarray(image).save(file, format="PNG")
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file written beside `path` and renamed over it at the end; nothing is left behind if that fails."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

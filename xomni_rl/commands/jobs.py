@@ -1,0 +1,176 @@
+"""`xomni-rl score`, `pretrain`, `bench` and `doctor`: the shell's side of jobs that live in `xomni_rl.experiments`."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xomni_rl.config import ConfigError
+from xomni_rl.registry import UnknownNameError, unknown_name
+
+
+def score(
+    images: Annotated[Path, typer.Argument(help="Folder of images from any generator.", show_default=False)],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Their prompts, .jsonl or .txt; default: prompts.jsonl among the images.", show_default=False),
+    ] = None,
+    reward: Annotated[list[str] | None, typer.Option(help="Reward to score with; may be repeated.", show_default="ocr")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REWARD.KEY=VALUE", help="Option of a reward; may be repeated.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Table to write, .csv, .jsonl or .parquet; default: IMAGES/scores.csv.", show_default=False),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per call of a reward.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the confidence intervals' bootstrap.")] = 0,
+) -> None:
+    """Score a folder of images, from any generator, with any rewards.
+
+    An image belongs to the prompt whose id is its name; if no name is an id, images and prompts go in order.
+    Exit status 1 if a file was no image or a reward failed on one; the rest is scored all the same.
+
+    Examples:
+
+    • xomni-rl score pictures
+
+    • xomni-rl score pictures --prompts prompts.jsonl --reward ocr --option ocr.metric=exact --out scores.parquet
+    """
+    prompts = prompts or images / "prompts.jsonl"
+    if not images.is_dir():
+        raise ConfigError(f"{images} is no folder of images")
+    if not prompts.exists():
+        raise ConfigError(f"there are no prompts at {prompts}; give --prompts FILE")
+    options = parse_options(option or [])
+    from rich.console import Console
+
+    from xomni_rl.experiments.scoring import score_folder
+
+    rewards = reward or ["ocr"]
+    for name in options:
+        if name not in rewards:
+            raise ConfigError(unknown_name("reward in --option", name, rewards))
+    scores = score_folder(
+        images,
+        prompts,
+        rewards,
+        out or images / "scores.csv",
+        options=options,
+        batch_size=batch_size,
+        seed=seed,
+        console=Console(),
+    )
+    typer.echo(f"table: {scores.out}")
+    if not scores.complete:
+        raise typer.Exit(1)
+
+
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Folder of the stack.")] = Path("stack"),
+    seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps, to see it run; the stack is of no use.")] = False,
+) -> None:
+    """Make a stack from nothing: the recipe of the embedded weights.
+
+    Tokenizer, decoder and autoregressive model are trained one after the other; run it again to go on after a stop.
+
+    Examples:
+
+    • xomni-rl pretrain --out my_stack --seed 1
+
+    • xomni-rl train model.path=my_stack
+    """
+    from xomni_rl.experiments.pretraining.recipe import pretrain as make_stack
+
+    make_stack(out, seed, quick=quick)
+    typer.echo(f"stack: {out}")
+
+
+def bench(
+    name: Annotated[str | None, typer.Argument(help="Which one, or all; left out: list them.", show_default=False)] = None,
+) -> None:
+    """Measure against peers, in ratios taken in one run.
+
+    Prints a table, then one last line of JSON with the key "ratio".
+
+    Examples:
+
+    • xomni-rl bench sampler
+
+    • xomni-rl bench all
+    """
+    known = benchmarks()
+    if name is None:
+        from xomni_rl.commands.listing import print_benchmarks
+
+        print_benchmarks()
+        return
+    if name != "all" and name not in known:
+        raise UnknownNameError(unknown_name("benchmark", name, [*known, "all"]))
+    for each in known if name == "all" else [name]:
+        typer.echo(json.dumps(_run_benchmark(each), default=float))
+
+
+def doctor(
+    golden: Annotated[
+        Path | None, typer.Option(help="Compare with the fixtures of this folder, and nothing else.", show_default=False)
+    ] = None,
+) -> None:
+    """Is this installation in order?
+
+    Checks versions, the machine, the embedded weights and every reward on its good and bad image; with --golden, parity
+    with the public implementation. Exit status 1 if something is not in order.
+
+    Examples:
+
+    • xomni-rl doctor
+
+    • xomni-rl doctor --golden tests/golden
+    """
+    from xomni_rl.experiments.doctor import check_golden, check_installation
+
+    if not (check_installation() if golden is None else check_golden(golden)):
+        raise typer.Exit(1)
+
+
+def benchmarks() -> dict[str, tuple[Path, str]]:
+    """Benchmark → (file, first line of its docstring), read without importing any."""
+    from importlib.resources import files
+
+    found = {}
+    for entry in files("xomni_rl.experiments.benchmarks").iterdir():
+        path = Path(str(entry))
+        if path.suffix == ".py" and not path.name.startswith("_"):
+            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            found[path.stem] = (path, docstring.partition("\n")[0])
+    return dict(sorted(found.items()))
+
+
+def parse_options(options: list[str]) -> dict[str, dict[str, Any]]:
+    """ "ocr.metric=exact" as {"ocr": {"metric": "exact"}}; values are YAML. Raises: ConfigError for another form."""
+    import yaml
+
+    parsed: dict[str, dict[str, Any]] = {}
+    for option in options:
+        path, equals, value = option.partition("=")
+        reward, dot, key = path.rpartition(".")
+        if not (equals and dot and reward and key):
+            raise ConfigError(f"--option must read REWARD.KEY=VALUE, such as ocr.metric=exact, but is {option!r}")
+        try:
+            parsed.setdefault(reward, {})[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--option {option!r}: the value is not YAML") from error
+    return parsed
+
+
+def _run_benchmark(name: str) -> dict[str, Any]:
+    import importlib
+
+    figures: dict[str, Any] = importlib.import_module(f"xomni_rl.experiments.benchmarks.{name}").run()
+    return figures

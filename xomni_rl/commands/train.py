@@ -1,0 +1,108 @@
+"""`xomni-rl train`: a Hydra application around the trainer."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from xomni_rl.commands.errors import is_for_people, print_error, wants_traceback
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def train(context: typer.Context) -> None:
+    """Train a stack by reinforcement learning; a Hydra application: overrides, -m for sweeps, --cfg job, --help."""
+    run_application(context.args)
+
+
+def run_application(arguments: Sequence[str]) -> None:
+    """Runs the Hydra application with those arguments.
+
+    A failing job of a sweep is reported at once and the others still run; the exit status then is 1.
+
+    Raises: ConfigError for a configuration that cannot be composed; what a single run raises.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from xomni_rl.config import CONFIG_MODULE, explained, register_resolvers
+
+    register_resolvers()
+    failures: list[Exception] = []
+
+    @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")
+    def application(config: DictConfig) -> None:
+        try:
+            _run_job(config)
+        except Exception as error:
+            if wants_traceback() or not is_for_people(error):
+                raise
+            failures.append(error)  # kept from Hydra, which would print a traceback, and end a sweep
+            if _job_number() is not None:
+                print_error(error, prefix=f"job {_job_number()}: ")
+
+    with _hydra_environment(arguments):
+        try:
+            application()
+        except (HydraException, OmegaConfBaseException) as error:
+            if wants_traceback():
+                raise
+            raise explained(error) from error
+    if failures and _is_sweep(arguments):
+        raise typer.Exit(1)
+    if failures:
+        raise failures[0]
+
+
+def _run_job(config: DictConfig) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from xomni_rl.config import validate
+
+    if (number := _job_number()) is not None:
+        folder = HydraConfig.get().runtime.output_dir
+        typer.echo(f"job {number}: {' '.join(HydraConfig.get().overrides.task)} → {folder}")
+        if config.resume is None:
+            config.run = folder
+    plain = validate(config)
+    from xomni_rl.experiments.run import run_training  # after the checks: it loads torch
+    from xomni_rl.policies.algorithms.base import build_algorithm
+
+    build_algorithm(plain["algorithm"]["name"], plain["algorithm"]["options"])  # a wrong option, before weights are loaded
+    run_training(plain)
+
+
+def _job_number() -> int | None:
+    """The number of this job in a sweep; None outside of one."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    running = HydraConfig.get()
+    return int(running.job.num) if running.mode == RunMode.MULTIRUN else None
+
+
+def _is_sweep(arguments: Sequence[str]) -> bool:
+    return any(argument in ("-m", "--multirun") for argument in arguments)
+
+
+@contextmanager
+def _hydra_environment(arguments: Sequence[str]) -> Iterator[None]:
+    """Hydra reads sys.argv; with HYDRA_FULL_ERROR it raises its errors instead of printing them and exiting."""
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["xomni-rl train", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
