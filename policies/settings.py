@@ -73,8 +73,9 @@ class TrainerSettings:
         epochs: passes over one rollout.
         minibatches: optimizer steps per pass.
         accumulation: backward passes per optimizer step.
-        learning_rate: AdamW's, after warm-up; constant from there.
+        learning_rate: AdamW's, at the end of warm-up.
         warmup_steps: optimizer steps over which the learning rate rises linearly.
+        decay_steps: optimizer steps over which it then falls linearly to a tenth, where it stays; None = constant.
         weight_decay: AdamW's.
         max_grad_norm: gradients are scaled down to this norm; None = not clipped.
         sampling: the distribution rollouts are drawn from, and trained under.
@@ -88,15 +89,16 @@ class TrainerSettings:
 
     seed: int = 0
     name: str = "default"
-    steps: int = 400
+    steps: int = 450
     max_seconds: float | None = 540
     prompts_per_step: int = 8
     group_size: int = 8
     epochs: int = 1
     minibatches: int = 1
     accumulation: int = 1
-    learning_rate: float = 3e-4
+    learning_rate: float = 2e-4
     warmup_steps: int = 5
+    decay_steps: int | None = 450
     weight_decay: float = 0.0
     max_grad_norm: float | None = 1.0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -117,6 +119,8 @@ class TrainerSettings:
             if getattr(self, name) is not None:
                 _require(name, getattr(self, name), minimum=1, whole=True)
         _require("warmup_steps", self.warmup_steps, minimum=0, whole=True)
+        if self.decay_steps is not None:
+            _require("decay_steps", self.decay_steps, minimum=1, whole=True)
         for name in ("learning_rate", "weight_decay"):
             _require(name, getattr(self, name), minimum=0)
         if self.max_seconds is not None:

@@ -75,8 +75,9 @@ class Learner:
         self.policy, self.algorithm, self.settings, self.accelerator = policy, algorithm, settings, accelerator
         parameters = [parameter for parameter in policy.module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        warmup = settings.warmup_steps
-        self.scheduler = LambdaLR(self.optimizer, lambda done: min(1.0, (done + 1) / warmup) if warmup else 1.0)
+        self.scheduler = LambdaLR(
+            self.optimizer, lambda done: learning_rate_share(done, settings.warmup_steps, settings.decay_steps)
+        )
         policy.module, self._stepper = accelerator.prepare(policy.module, self.optimizer)
         self._parameters = parameters
 
@@ -173,6 +174,12 @@ class Learner:
         size = experience.tokens.group_size
         rows = (groups[:, None] * size + np.arange(size)).reshape(-1)
         return torch.from_numpy(rows).to(experience.keep.device)
+
+
+def learning_rate_share(done: int, warmup_steps: int, decay_steps: int | None) -> float:
+    """Share of the learning rate after `done` optimizer steps: linear warm-up times a linear fall to a tenth."""
+    warm = min(1.0, (done + 1) / warmup_steps) if warmup_steps else 1.0
+    return warm if decay_steps is None else warm * (1 - 0.9 * min(1.0, done / decay_steps))
 
 
 def split(items: np.ndarray, parts: int) -> Iterator[np.ndarray]:

@@ -100,6 +100,7 @@ SCHEMA: dict[str, Any] = {
         "accumulation": COUNT,
         "learning_rate": NOT_NEGATIVE,
         "warmup_steps": Rule("whole number", least=0),
+        "decay_steps": EVERY,
         "weight_decay": NOT_NEGATIVE,
         "max_grad_norm": Rule("number", above=0, optional=True),
         "sampling": SAMPLING,
