@@ -89,16 +89,16 @@ class TrainerSettings:
 
     seed: int = 0
     name: str = "default"
-    steps: int = 450
+    steps: int = 400
     max_seconds: float | None = 540
     prompts_per_step: int = 8
     group_size: int = 8
     epochs: int = 1
     minibatches: int = 1
     accumulation: int = 1
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     warmup_steps: int = 5
-    decay_steps: int | None = 450
+    decay_steps: int | None = 400
     weight_decay: float = 0.0
     max_grad_norm: float | None = 1.0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
