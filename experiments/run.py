@@ -143,7 +143,7 @@ def resumed_config(config: Mapping[str, Any], given: Sequence[str]) -> dict[str,
     """
     folder, _ = run_and_checkpoint(config)
     try:
-        saved = OmegaConf.create(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
+        saved = OmegaConf.create(dict(yaml.safe_load(folder.config.read_text(encoding="utf-8"))))
     except yaml.YAMLError as error:
         raise RunFolderError(f"{folder.config} is damaged ({str(error).splitlines()[0]}); restore it to go on") from error
     composed = OmegaConf.create(dict(config))

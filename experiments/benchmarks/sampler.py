@@ -27,20 +27,18 @@ FULL_VOCABULARY = {"vocab_size": 152064, "mm_vocab_size": 16448, "image_vocab_si
 class ImageOnlyPeer(XOmniForCausalLM):
     """The model as `generate` sees it when it, too, may compute the image head alone: ids are image tokens' own."""
 
-    prompt_length: int
-
-    def forward(self, input_ids: Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
+    def forward(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
         if input_ids.shape[1] == 1:
             input_ids = input_ids + self.config.vocab_size
-        return super().forward(input_ids, **{**kwargs, "modality": "image"})
+        return super().forward(input_ids, *args, **{**kwargs, "modality": "image"})
 
 
 class FullVocabularyPeer(XOmniForCausalLM):
     """The model as it comes: both heads at every position, image logits placed at [V, V + image_vocab), −inf elsewhere."""
 
-    def forward(self, input_ids: Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
+    def forward(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
         keep = kwargs.pop("logits_to_keep", 0)
-        out = self.model(input_ids, **{k: v for k, v in kwargs.items() if k not in ("return_dict", "modality")})
+        out = self.model(input_ids, *args, **{k: v for k, v in kwargs.items() if k not in ("return_dict", "modality")})
         hidden = out.last_hidden_state[:, -keep:] if keep else out.last_hidden_state
         text, image = self.lm_head(hidden), self.mm_head(hidden)
         logits = hidden.new_full((*hidden.shape[:2], self.config.vocab_size + self.config.mm_vocab_size), -torch.inf)
@@ -92,7 +90,8 @@ def compare(model: XOmniForCausalLM, peer_class: type, ids: Tensor, mask: Tensor
     def theirs() -> None:
         peer.generate(rows, attention_mask=row_mask, max_new_tokens=steps, min_new_tokens=steps, pad_token_id=0, **settings)
 
-    ours(), theirs()
+    ours()
+    theirs()
     times = np.array([[_seconds(ours), _seconds(theirs)] for _ in range(repeats)])
     return {
         "ours": float(np.median(times[:, 0])),

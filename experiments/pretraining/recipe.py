@@ -19,7 +19,7 @@ from rich.console import Console
 from xomni_rl.prompt_sets.signs import COLOURS
 from xomni_rl.stack import embedded
 from xomni_rl.stack.autoregressive import XOmniConfig, XOmniForCausalLM
-from xomni_rl.stack.decoder import DiffusionDecoder
+from xomni_rl.stack.decoder import DiffusionDecoder, PatchCodec
 from xomni_rl.stack.image_tokenizer import SemanticImageTokenizer, to_pixels
 from xomni_rl.stack.stack import Stack, StackError
 from xomni_rl.stack.text import train_text_tokenizer
@@ -99,6 +99,7 @@ def make_decoder(
     if not done.exists():
         torch.manual_seed(seed + 1)
         decoder = DiffusionDecoder.from_config(embedded.DECODER, projector, embedded.TOKEN_SIZE, embedded.DECODER_STEPS)
+        assert isinstance(decoder.codec, PatchCodec)
         decoder.codec.fit(to_pixels(sign_batch(stream(seed, "codec", 0), 2000).images))
         trainer = DecoderTrainer(decoder, image_tokenizer)
         run_stage(
@@ -139,7 +140,7 @@ def new_stack(seed: int, image_tokenizer: SemanticImageTokenizer, decoder: Diffu
     config = XOmniConfig(**embedded.AUTOREGRESSIVE)
     corpus = sign_batch(stream(seed, "corpus", 0), 2000).prompts()
     corpus += [READ, COLOUR, "user\n", "assistant\n"] * 200 + list(COLOURS) * 100
-    text = train_text_tokenizer(corpus, config.vocab_size, config.image_vocab_size, config.mm_special_tokens)
+    text = train_text_tokenizer(corpus, config.vocab_size, config.image_vocab_size, config.mm_special_tokens or ())
     return Stack(XOmniForCausalLM(config), text, image_tokenizer, decoder, "pretraining", embedded.DEFAULT_SIZE)
 
 

@@ -25,6 +25,9 @@ class TokenizerTrainer(nn.Module):
         restart_below: mean uses a batch under which a code restarts.
     """
 
+    usage: Tensor
+    sums: Tensor
+
     def __init__(self, tokenizer: SemanticImageTokenizer, rows: int, decay: float = 0.97, restart_below: float = 0.05) -> None:
         super().__init__()
         channels = tokenizer.projector.config["z_channels"]

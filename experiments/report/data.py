@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 PREFERRED_HEADLINES = ("ocr_exact", "ocr_char")
 _STEP_FILE = re.compile(r"step_(\d+)\.parquet$")

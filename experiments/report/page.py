@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml  # type: ignore[import-untyped]
+import yaml
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 from plotly.offline import get_plotlyjs

@@ -90,7 +90,7 @@ class XOmniModel(XOmniPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.lm_embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.lm_embed_tokens = value
 
     def embed(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +166,7 @@ class XOmniForCausalLM(XOmniPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
     def head(self, hidden: Tensor, modality: Modality) -> Tensor:

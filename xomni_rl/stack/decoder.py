@@ -5,7 +5,8 @@ the same map as X-Omni's separate feature-injection layer added to the latent's 
 the policy: it is offline, so that rewards are earned by tokens alone.
 
 Source: arXiv 2507.22058, section 3.3. The embedded size departs from FLUX.1 only by having no VAE and no text encoders:
-its latents are linear codes of 8×8 pixel patches, and it sees tokens only — given the prompt it could write the text without them.
+its latents are linear codes of 8×8 pixel patches, and it sees tokens only: given the prompt it could write the text without
+them.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ The prompt is computed once per group and its cache expanded.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class IncrementalSampler:
         self.model = model
         config = model.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = model.model.layers[0].self_attn.head_dim
+        self.head_dim: int = _attention(model.model.layers[0]).head_dim
         self.eps = config.rms_norm_eps
         self.layers = [_join(layer) for layer in model.model.layers]
         self.head = model.mm_head.weight[: config.image_vocab_size] * model.model.mm_norm.weight
@@ -78,7 +79,8 @@ class IncrementalSampler:
         self._next_logits = outputs.logits[:, 0].repeat_interleave(group_size, 0)
         rows, total = len(input_ids) * group_size, length + self.num_tokens
         shape = (rows, self.kv_heads, total, self.head_dim)
-        self.keys, self.values = [], []
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
         for layer in cache.layers:
             for store, source in ((self.keys, layer.keys), (self.values, layer.values)):
                 buffer = source.new_empty(shape)
@@ -192,8 +194,13 @@ def with_negative(
     return ids, mask
 
 
-def _join(layer: torch.nn.Module) -> _Layer:
-    attention, mlp = layer.self_attn, layer.mlp
+def _attention(layer: Any) -> Any:
+    """A decoder layer's attention; transformers' modules are untyped."""
+    return layer.self_attn
+
+
+def _join(layer: Any) -> _Layer:
+    attention, mlp = _attention(layer), layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     return _Layer(
         qkv=torch.cat([p.weight for p in projections]) * layer.input_layernorm.weight,

@@ -158,7 +158,9 @@ class Stack:
                 embedded.TOKEN_SIZE,
                 embedded.DECODER_STEPS,
             )
-            text = train_text_tokenizer(["a red sign"], config.vocab_size, config.image_vocab_size, config.mm_special_tokens)
+            text = train_text_tokenizer(
+                ["a red sign"], config.vocab_size, config.image_vocab_size, config.mm_special_tokens or ()
+            )
             return cls(XOmniForCausalLM(config), text, image_tokenizer, decoder, "tiny_random", embedded.DEFAULT_SIZE)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Stack:
