@@ -23,7 +23,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 FENCE = re.compile(r"^```(\w*)\s*$")
 TREATMENT = re.compile(r"^<!-- test: (file|run|syntax)(?: (.*?))? -->$")
-HARMLESS = {"cd", "export", "git", "pip"}
+HARMLESS = {"cd", "export", "git", "pip", "source"}
 RUN_BLOCKS = """
 import json, sys
 path, blocks = json.load(sys.stdin)

@@ -1,7 +1,7 @@
 """Several runs (seeds) as one table: held-out figures before, after and gained, with 95 % intervals.
 
 `python -m xomni_rl.experiments.report.results runs/seed0 runs/seed1 runs/seed2 --out docs/results/ocr_grpo`
-writes ocr_grpo.md, .csv, .png and .svg. `--group NAME=FOLDER,FOLDER,…` compares several methods instead.
+writes ocr_grpo.md, .csv, .png and .svg. `--group NAME FOLDER FOLDER …`, given once per method, compares methods instead.
 
 An interval covers both what the seed and what the choice of prompts may have done: seeds and prompts are drawn with
 replacement, independently of each other, and the mean is taken again (percentile bootstrap, `scipy.stats.bootstrap`).
@@ -162,23 +162,30 @@ def write_results(groups: Mapping[str, Sequence[Path]], out: Path, metrics: Sequ
     return [*texts, *save(curve_figure(groups, metrics), out)]
 
 
-def parse_groups(folders: Sequence[str], groups: Sequence[str]) -> dict[str, list[Path]]:
-    """The command line's folders and NAME=FOLDER,… as method → folders. Raises: ReportError when both or neither."""
+def parse_groups(folders: Sequence[str], groups: Sequence[Sequence[str]]) -> dict[str, list[Path]]:
+    """The command line's folders, or its groups (a name and folders each), as method → folders.
+
+    Raises: ReportError when both or neither are given, a group has no folder, or a name comes twice.
+    """
     if bool(folders) == bool(groups):
-        raise ReportError("give either run folders or --group NAME=FOLDER,FOLDER,…")
+        raise ReportError("give either run folders or --group NAME FOLDER FOLDER …")
     if folders:
         return {"all seeds": [Path(folder) for folder in folders]}
-    named = [group.partition("=") for group in groups]
-    if any(not separator or not found for _, separator, found in named):
-        raise ReportError("a group is NAME=FOLDER,FOLDER,…")
-    return {name: [Path(folder) for folder in found.split(",")] for name, _, found in named}
+    for name, *found in groups:
+        if not found:
+            raise ReportError(f"the group {name} has no run folder: --group NAME FOLDER FOLDER …")
+    named = {name: [Path(folder) for folder in found] for name, *found in groups}
+    if len(named) < len(groups):
+        raise ReportError("two groups have the same name")
+    return named
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command of the module docstring."""
     parser = argparse.ArgumentParser(prog="python -m xomni_rl.experiments.report.results")
     parser.add_argument("folders", nargs="*", help="run folders, one per seed")
-    parser.add_argument("--group", action="append", default=[], help="NAME=FOLDER,FOLDER,…; may be repeated")
+    group_help = "a method's name and its run folders; may be repeated"
+    parser.add_argument("--group", action="append", nargs="+", default=[], metavar=("NAME", "FOLDER"), help=group_help)
     parser.add_argument("--metric", action="append", default=[], help="default: ocr_exact and ocr_char")
     parser.add_argument("--out", type=Path, required=True, help="path without suffix")
     options = parser.parse_args(arguments)

@@ -136,11 +136,22 @@ def test_command_writes_table_and_figure(write_run: WriteRun, tmp_path: Path, ca
 
 
 def test_groups_are_named_and_not_mixed_with_folders() -> None:
-    assert parse_groups([], ["grpo=a,b", "dr_grpo=c"]) == {"grpo": [Path("a"), Path("b")], "dr_grpo": [Path("c")]}
+    assert parse_groups([], [["grpo", "a", "b"], ["dr_grpo", "c"]]) == {"grpo": [Path("a"), Path("b")], "dr_grpo": [Path("c")]}
     with pytest.raises(ReportError, match="either"):
-        parse_groups(["a"], ["grpo=b"])
-    with pytest.raises(ReportError, match="NAME=FOLDER"):
-        parse_groups([], ["grpo"])
+        parse_groups(["a"], [["grpo", "b"]])
+    with pytest.raises(ReportError, match="the group grpo has no run folder"):
+        parse_groups([], [["grpo"]])
+    with pytest.raises(ReportError, match="same name"):
+        parse_groups([], [["grpo", "a"], ["grpo", "b"]])
+
+
+def test_sweep_folders_with_commas_and_equals_signs_are_one_folder_each(
+    write_run: WriteRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = {name: [write_run(f"{name}_algorithm={name},seed={s}", seed=s) for s in range(2)] for name in ("a", "b")}
+    groups = [word for name, found in folders.items() for word in ("--group", name, *map(str, found))]
+    assert main([*groups, "--out", str(tmp_path / "ablation")]) == 0
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:6]] == ["| a", "| a", "| b", "| b"]
 
 
 def test_readme_picture_shows_pairs_and_curve(write_run: WriteRun, tmp_path: Path) -> None:
