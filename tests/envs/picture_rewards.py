@@ -1,4 +1,4 @@
-"""Small real rewards for the environment's tests: cheap, and different for almost any two pictures."""
+"""Small real rewards for the environment's tests, cheap and different for almost any two pictures; equal pictures."""
 
 from collections.abc import Sequence
 
@@ -29,3 +29,9 @@ def failing_on_blue(images: list[np.ndarray], prompts: Sequence[Prompt]) -> Rewa
         return result
     scores = np.array([np.nan if i in failures else score for i, score in enumerate(result.scores)], dtype=np.float32)
     raise RewardError("failing_on_blue", failures, RewardResult(scores, result.details, result.metrics))
+
+
+def same_pictures(one: np.ndarray, other: np.ndarray) -> bool:
+    """Equal but for rounding: a value between two levels may fall either way in a batch of another size."""
+    difference = np.abs(one.astype(int) - other.astype(int))
+    return bool(difference.max() <= 1 and (difference > 0).mean() < 0.01)
