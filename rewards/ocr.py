@@ -2,7 +2,8 @@
 
 Scores      how close the read text is to the requested one, in [0, 1]; higher is better; a blank image scores 0.
 Not applicable (NaN)  to a prompt that asks for no text.
-Cost        about 5 ms of one core per 32×96 sign (`layout=line`); detection adds 10–300 ms per image (`layout=auto`).
+Cost        about 10 ms of one core per clear 32×96 sign (`layout=line`), up to twice that for unclear ones, which are read
+            twice; detection adds 10–300 ms per image (`layout=auto`).
 Weights     PP-OCR, Apache-2.0, inside the rapidocr wheel; nothing is downloaded.
 Ways to hack it  text that only this reader can read (score held-out images with another one); with `recall`, a page of spam
             that contains the target; with `precision`, one right word out of many.
@@ -46,7 +47,7 @@ class OcrReward(Reward):
     range = (0.0, 1.0)
     higher_is_better = True
     needs = ("texts", "text")
-    cost = "about 5 ms of one core per 32×96 line; with detection 10–300 ms per image"
+    cost = "about 10 ms of one core per 32×96 line, 20 if unclear; detection adds 10–300 ms per image"
 
     def __init__(
         self,

@@ -1,0 +1,152 @@
+"""What every registered reward must do, whatever it scores."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xomni_rl.prompts import Prompt
+from xomni_rl.rewards.base import FunctionReward, Reward, RewardError, RewardResult, build_reward, rewards
+
+NAMES = rewards.names()
+
+
+@pytest.fixture(params=NAMES)
+def reward(request: pytest.FixtureRequest) -> Reward:
+    return build_reward(request.param)
+
+
+def goodness(reward: Reward, scores: np.ndarray) -> np.ndarray:
+    return scores if reward.higher_is_better else -scores
+
+
+def test_ocr_is_registered() -> None:
+    assert "ocr" in NAMES
+
+
+def test_good_image_beats_worthless_one_which_gets_the_floor(reward: Reward) -> None:
+    good, worthless, prompt = reward.self_check()
+    scores = reward([good, worthless], [prompt, prompt]).scores
+    assert goodness(reward, scores)[0] > goodness(reward, scores)[1]
+    assert scores[1] == pytest.approx(reward.floor, abs=0.05)
+
+
+def test_scores_are_float32_in_the_declared_range(reward: Reward) -> None:
+    good, worthless, prompt = reward.self_check()
+    noise = np.random.default_rng(0).integers(0, 256, good.shape).astype(np.uint8)
+    result = reward([good, worthless, noise], [prompt] * 3)
+    assert result.scores.dtype == np.float32
+    assert result.scores.shape == (3,)
+    assert len(result.details) == 3
+    assert (result.scores >= reward.range[0]).all()
+    assert (result.scores <= reward.range[1]).all()
+    assert all(values.shape == (3,) and values.dtype == np.float32 for values in result.metrics.values())
+
+
+def test_same_input_gives_same_scores(reward: Reward) -> None:
+    good, worthless, prompt = reward.self_check()
+    first, second = (reward([good, worthless], [prompt] * 2).scores for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_batch_equals_singles(reward: Reward) -> None:
+    good, worthless, prompt = reward.self_check()
+    images = [good, worthless, good[:, ::-1].copy(), good]
+    together = reward(images, [prompt] * 4).scores
+    singles = [reward([image], [prompt]).scores[0] for image in images]
+    np.testing.assert_allclose(together, singles, rtol=0, atol=1e-6)
+
+
+def test_array_list_and_pil_images_score_the_same(reward: Reward) -> None:
+    good, _, prompt = reward.self_check()
+    forms = good[None], [good], [Image.fromarray(good)]
+    scores = [reward(images, [prompt]).scores[0] for images in forms]
+    assert scores == [scores[0]] * 3
+
+
+def test_images_are_not_changed(reward: Reward) -> None:
+    good, _, prompt = reward.self_check()
+    images = np.stack([good])
+    before = images.copy()
+    reward(images, [prompt])
+    np.testing.assert_array_equal(images, before)
+
+
+def test_no_images_give_no_scores(reward: Reward) -> None:
+    assert reward([], []).scores.shape == (0,)
+
+
+def test_reward_survives_copying_to_another_process(reward: Reward) -> None:
+    good, worthless, prompt = reward.self_check()
+    scores = reward([good, worthless], [prompt] * 2).scores  # models are loaded by now
+    for twin in (copy.deepcopy(reward), pickle.loads(pickle.dumps(reward))):
+        np.testing.assert_array_equal(twin([good, worthless], [prompt] * 2).scores, scores)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 8, 8, 3), np.float32),
+        np.zeros((8, 8, 3), np.uint8),
+        np.zeros((1, 8, 8, 4), np.uint8),
+        ["picture.png"],
+        [np.zeros((0, 8, 3), np.uint8)],
+        Image.new("RGB", (8, 8)),
+    ],
+)
+def test_wrong_images_raise_and_do_not_score(reward: Reward, images: object) -> None:
+    with pytest.raises(ValueError, match=r"image"):
+        reward(images, [Prompt("p", "p")])  # type: ignore[arg-type]
+
+
+def test_wrong_number_of_prompts_raises(reward: Reward) -> None:
+    good, _, prompt = reward.self_check()
+    with pytest.raises(ValueError, match="got 1 images and 2 prompts"):
+        reward([good], [prompt, prompt])
+
+
+def test_attributes_are_declared(reward: Reward) -> None:
+    low, high = reward.range
+    assert low < high
+    assert reward.name
+    assert reward.version
+    assert reward.cost
+    assert reward.floor in (low, high)
+
+
+def test_result_of_wrong_length_raises() -> None:
+    short = FunctionReward("short", lambda images, prompts: [0.5], {})
+    with pytest.raises(ValueError, match=r"returned scores of shape \[1\], expected \[2\]"):
+        short(np.zeros((2, 8, 8, 3), np.uint8), [Prompt("a", "a"), Prompt("b", "b")])
+
+
+def test_infinite_score_is_a_failure_that_keeps_the_others() -> None:
+    wild = FunctionReward("wild", lambda images, prompts: [0.5, np.inf], {})
+    with pytest.raises(RewardError) as caught:
+        wild(np.zeros((2, 8, 8, 3), np.uint8), [Prompt("a", "a"), Prompt("b", "b")])
+    assert list(caught.value.failures) == [1]
+    assert caught.value.partial is not None
+    np.testing.assert_array_equal(caught.value.partial.scores, np.array([0.5, np.nan], np.float32))
+
+
+def test_error_lists_first_failures_and_counts_the_rest() -> None:
+    error = RewardError("x", dict.fromkeys(range(5), "broken"), RewardResult(np.zeros(5), [{}] * 5))
+    assert str(error) == ('reward "x" failed on 5 sample(s): sample 0: broken; sample 1: broken; sample 2: broken; and 2 more')
+
+
+def test_plain_function_of_the_working_directory_is_a_reward(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pathlib import Path
+
+    folder = Path(str(tmp_path))
+    (folder / "brightness_of_a_user.py").write_text(
+        "def brightness(images, prompts, scale=1.0):\n    return [scale * image.mean() / 255 for image in images]\n"
+    )
+    monkeypatch.chdir(folder)
+    bright = build_reward("brightness_of_a_user:brightness", scale=2.0)
+    assert bright(np.full((1, 8, 8, 3), 255, np.uint8), [Prompt("a", "a")]).scores.tolist() == [2.0]
+    with pytest.raises(ValueError, match='"scael"; nearest: scale'):
+        build_reward("brightness_of_a_user:brightness", scael=2.0)
+    with pytest.raises(NotImplementedError, match="self_check"):
+        bright.self_check()
