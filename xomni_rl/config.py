@@ -176,10 +176,16 @@ def explained(error: Exception) -> ConfigError:
         choices = re.search(r"Available options in '[^']+':\n((?:\t.+\n?)+)", text)
         return ConfigError(unknown_name(f"choice of group {group},", choice, choices.group(1).split() if choices else ()))
     if found := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text):
-        return _unknown_key(found.group(1), text)
+        # The cause knows which key inside the override's value it was.
+        inner = re.search(r"full_key: (\S+)", str(error.__cause__))
+        return _unknown_key(inner.group(1) if inner else found.group(1), text)
     if found := re.search(r"Missing mandatory value: (\S+)", text):
         return ConfigError(f"{found.group(1)} must be given: add {found.group(1)}=VALUE")
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("See https://")]
+    if found := re.match(r"Error merging override (.+)", text):
+        return ConfigError(
+            f"the override {found.group(1)} is of another kind than what the key holds (a mapping, or one value)"
+        )
     if type(error).__name__ == "OverrideParseException":
         return ConfigError(
             f"an override cannot be read ({lines[0]}); write key=value, in single quotes if it is no plain value"

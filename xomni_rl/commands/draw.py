@@ -112,7 +112,7 @@ def chat(
 
 
 def load_stack(source: str, device: str = "auto") -> Stack:
-    """The embedded stack, that of a folder, or that of a run folder with the weights of its best checkpoint."""
+    """The embedded stack, that of a folder, or that of a run folder with its best (or else last) checkpoint."""
     import torch
 
     from xomni_rl.stack.stack import Stack
@@ -123,7 +123,8 @@ def load_stack(source: str, device: str = "auto") -> Stack:
     if source != "embedded" and (folder / "checkpoints").is_dir():
         from xomni_rl.experiments.run import trained_stack
 
-        return trained_stack(folder).to(device)
+        which = "best" if (folder / "checkpoints" / "best").exists() else "last"
+        return trained_stack(folder, which).to(device)
     return Stack.from_pretrained(source, device=device)
 
 
