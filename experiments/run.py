@@ -19,8 +19,8 @@ from xomni_rl.policies.checkpoint import CheckpointStore, run_and_checkpoint
 from xomni_rl.policies.policy import StackPolicy
 from xomni_rl.policies.records import RunFolder, RunFolderError
 from xomni_rl.policies.settings import SettingsError, TrainerSettings
-from xomni_rl.policies.trainer import TrainSummary, train
-from xomni_rl.policies.training_state import load_weights
+from xomni_rl.policies.trainer import train
+from xomni_rl.policies.training_state import TrainSummary, load_weights
 from xomni_rl.prompts import Prompt, prompt_sets
 from xomni_rl.registry import unknown_name
 from xomni_rl.rewards.composite import build_composite

@@ -10,9 +10,8 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,7 @@ from xomni_rl.policies.settings import (
     check_resumable,
     flatten,
 )
-from xomni_rl.policies.training_state import Progress, read_state, write_state
+from xomni_rl.policies.training_state import Progress, TrainSummary, read_state, write_state
 from xomni_rl.policies.update import Experience, Learner, NonFiniteError
 from xomni_rl.prompts import Prompt
 from xomni_rl.registry import unknown_name
@@ -54,31 +53,6 @@ from xomni_rl.registry import unknown_name
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says where it happened and where to look."""
-
-
-@dataclass(frozen=True)
-class TrainSummary:
-    """What a run came to; `summary.json` holds the same.
-
-    Attributes:
-        folder: the run's.
-        heldout: "before", "after", "best" → held-out figures with their "step"; {} if nothing was evaluated.
-        train_seconds: seconds of training, across resumes, with checkpoints but without held-out evaluation.
-        steps: training steps done.
-        status: "finished", "max_seconds" or "stopped: <why>".
-        alarms: how often each was raised.
-        skipped_steps: steps without an update, because no rollout taught anything.
-        seconds: seconds by part.
-    """
-
-    folder: Path
-    heldout: dict[str, dict[str, float]]
-    train_seconds: float
-    steps: int
-    status: str
-    alarms: dict[str, int]
-    skipped_steps: int
-    seconds: dict[str, float]
 
 
 def train(

@@ -30,6 +30,31 @@ from xomni_rl.policies.checkpoint import CheckpointError, damaged, verify
 Figures = dict[str, float]
 
 
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a run came to; `summary.json` holds the same.
+
+    Attributes:
+        folder: the run's.
+        heldout: "before", "after", "best" → held-out figures with their "step"; {} if nothing was evaluated.
+        train_seconds: seconds of training, across resumes, with checkpoints but without held-out evaluation.
+        steps: training steps done.
+        status: "finished", "max_seconds" or "stopped: <why>".
+        alarms: how often each was raised.
+        skipped_steps: steps without an update, because no rollout taught anything.
+        seconds: seconds by part.
+    """
+
+    folder: Path
+    heldout: dict[str, dict[str, float]]
+    train_seconds: float
+    steps: int
+    status: str
+    alarms: dict[str, int]
+    skipped_steps: int
+    seconds: dict[str, float]
+
+
 @dataclass
 class Progress:
     """Counters of a run.

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -204,7 +205,7 @@ def to_pixels(images: Any, device: torch.device | str = "cpu", dtype: torch.dtyp
 
     Raises: ValueError for another shape or dtype.
     """
-    tensor = torch.as_tensor(images)
+    tensor = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
     if tensor.dim() != 4 or tensor.shape[-1] != 3 or tensor.dtype != torch.uint8:
         raise ValueError(f"images must be uint8 [N, H, W, 3], not {tensor.dtype} {tuple(tensor.shape)}")
     return tensor.permute(0, 3, 1, 2).to(device, dtype) / 127.5 - 1
