@@ -56,7 +56,7 @@ def pretrain(
     """
     out, console = Path(out), console or Console()
     full = (TOKENIZER, DECODER, AUTOREGRESSIVE, FINISH)
-    stages = [replace(s, steps=20, batch=16, save_every=5) for s in full] if quick else list(full)
+    stages = [replace(s, steps=40, batch=16, save_every=15) for s in full] if quick else list(full)
     work = out / "pretraining"
     work.mkdir(parents=True, exist_ok=True)
     _claim(work / "recipe.json", {"seed": seed, "stages": [vars(s) for s in stages]})

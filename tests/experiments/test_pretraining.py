@@ -67,7 +67,7 @@ class Line(nn.Module):
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         x = torch.randn(4, 3)
         loss = (x @ self.w - x.sum(1) - step / 100).square().mean()
-        return loss, {"loss": float(loss)}
+        return loss, {"loss": float(loss.detach())}
 
 
 def test_interrupted_stage_ends_with_the_same_weights(tmp_path: Path) -> None:
