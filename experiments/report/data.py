@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 PREFERRED_HEADLINES = ("ocr_exact", "ocr_char")
+NO_SUMMARY = "no summary yet: running, or killed"
 _STEP_FILE = re.compile(r"step_(\d+)\.parquet$")
 
 
@@ -97,7 +98,7 @@ class RunData:
 
     @property
     def status(self) -> str:
-        return str(self.summary.get("status", "no summary yet: running, or killed"))
+        return str(self.summary.get("status", NO_SUMMARY))
 
 
 def read_run(folder: Path) -> RunData:
@@ -133,6 +134,36 @@ def read_run(folder: Path) -> RunData:
         alarms=count_alarms(read_lines(folder / "alarms.jsonl")),
         notes=notes,
     )
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run says of itself in its small files."""
+
+    seed: Any
+    steps: Any
+    status: str
+    commit: str | None  # shortened; "+changes" marks a changed checkout
+
+
+def read_run_record(folder: Path) -> RunRecord:
+    """Seed, steps, status and commit of a run. Raises: ReportError for a damaged file."""
+    summary = _read_json(folder / "summary.json")
+    return RunRecord(
+        seed=_read_yaml(folder / "config.yaml").get("seed", "unknown"),
+        steps=summary.get("steps", "unknown"),
+        status=str(summary.get("status", NO_SUMMARY)),
+        commit=short_commit(_read_json(folder / "manifest.json")),
+    )
+
+
+def short_commit(manifest: Mapping[str, Any]) -> str | None:
+    """The manifest's commit, shortened; its mark "+changes" for a changed checkout stays."""
+    commit = manifest.get("commit")
+    if not commit:
+        return None
+    name, mark, changes = str(commit).partition("+")
+    return name[:10] + mark + changes
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

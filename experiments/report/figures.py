@@ -250,7 +250,8 @@ def _advantages(run: RunData) -> Panel | None:
         return None
     counts, edges = np.histogram(values, bins=min(41, max(5, len(values) // 2)))
     figure = _figure("advantage", "rollouts", bargap=0.04)
-    colours = [PALETTE[2] if low + high > 0 else PALETTE[4] for low, high in itertools.pairwise(edges)]
+    sides = [1 if low > 0 else -1 if high < 0 else 0 for low, high in itertools.pairwise(edges)]
+    colours = [{1: PALETTE[2], 0: GREY, -1: PALETTE[4]}[side] for side in sides]
     figure.add_bar(
         x=((edges[:-1] + edges[1:]) / 2).astype("float32"),
         y=counts.astype("int32"),

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 from plotly.offline import get_plotlyjs
 
-from xomni_rl.experiments.report.data import Headline, Pair, RunData, Sample, component_weights, read_run
+from xomni_rl.experiments.report.data import Headline, Pair, RunData, Sample, component_weights, read_run, short_commit
 from xomni_rl.experiments.report.figures import Panel, panels
 
 _HERE = Path(__file__).parent
@@ -121,13 +121,14 @@ def _is_picture(sample: Sample) -> bool:
 
 
 def _extremes(rollouts: Sequence[Sample]) -> list[tuple[str, list[Sample]]]:
-    """("Best", samples), ("Worst", samples) among the rollouts with a picture and a score; one per prompt, disjoint."""
+    """("Best", samples), ("Worst", samples) among the rollouts with a picture and a score; one per prompt, disjoint;
+    none is worst with the best score."""
     shown = [sample for sample in rollouts if not math.isnan(sample.score) and _is_picture(sample)]
     ordered = sorted(shown, key=lambda sample: sample.score, reverse=True)
     best = list({sample.prompt_id: sample for sample in reversed(ordered)}.values())
     best = sorted(best, key=lambda sample: sample.score, reverse=True)[:EXTREMES]
-    chosen = {id(sample) for sample in best}
-    worst = list({sample.prompt_id: sample for sample in ordered if id(sample) not in chosen}.values())
+    below = [sample for sample in ordered if sample.score < ordered[0].score and sample not in best]
+    worst = list({sample.prompt_id: sample for sample in below}.values())
     worst = sorted(worst, key=lambda sample: sample.score)[:EXTREMES]
     return [(title, found) for title, found in (("Best", best), ("Worst", worst)) if found]
 
@@ -146,18 +147,9 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("seed", config.get("seed")),
         ("steps", steps),
         ("training time", None if seconds is None else _duration(float(seconds))),
-        ("commit", _commit(run.manifest)),
+        ("commit", short_commit(run.manifest)),
     ]
     return [(label, str(value)) for label, value in found if value not in (None, "")]
-
-
-def _commit(manifest: dict[str, Any]) -> str | None:
-    """The commit, shortened; its mark "+changes" for a changed checkout stays."""
-    commit = manifest.get("commit")
-    if not commit:
-        return None
-    name, mark, changes = str(commit).partition("+")
-    return name[:10] + mark + changes
 
 
 def _duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from scipy import stats
 
 from xomni_rl.experiments.report.data import PREFERRED_HEADLINES, ReportError, step_files
+from xomni_rl.experiments.report.provenance import provenance, warnings
 
 RESAMPLES = 4000
 
@@ -154,9 +155,11 @@ def write_results(groups: Mapping[str, Sequence[Path]], out: Path, metrics: Sequ
     """Writes `<out>.md`, `.csv`, `.png` and `.svg`; returns the paths. Raises: as `results_table`."""
     from xomni_rl.experiments.report.curves import curve_figure, save
 
-    rows = results_table(groups, metrics)
+    markdown = markdown_table(rows := results_table(groups, metrics))
+    markdown += "\nRuns:\n\n" + "\n".join(provenance(groups)) + "\n"
+    markdown += "".join(f"\n**Beware:** {warning}.\n" for warning in warnings(groups))
     out.parent.mkdir(parents=True, exist_ok=True)
-    texts = {out.with_name(out.name + ".md"): markdown_table(rows), out.with_name(out.name + ".csv"): csv_table(rows)}
+    texts = {out.with_name(out.name + ".md"): markdown, out.with_name(out.name + ".csv"): csv_table(rows)}
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
     return [*texts, *save(curve_figure(groups, metrics), out)]
