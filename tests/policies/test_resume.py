@@ -1,0 +1,299 @@
+"""Runs that are killed with SIGKILL and go on, against one that was never stopped: the same to the last bit."""
+
+import copy
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from xomni_rl.experiments.run import build_parts, given_keys, resumed_config, run_training, trained_stack
+from xomni_rl.policies.checkpoint import CheckpointError
+from xomni_rl.policies.records import RunFolderError, read_rows
+from xomni_rl.policies.settings import SettingsError
+from xomni_rl.policies.trainer import TrainSummary, train
+from xomni_rl.registry import UnknownNameError
+
+Change = Callable[..., dict[str, Any]]
+QUIET = Console(file=io.StringIO())
+
+
+def start(config: dict[str, Any]) -> TrainSummary:
+    return train(config, **build_parts(config), console=QUIET)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without wall-clock figures."""
+    return [{key: value for key, value in row.items() if key != "time"} for row in read_rows(folder / "metrics.jsonl")]
+
+
+def tables(folder: Path) -> dict[str, Any]:
+    return {path.relative_to(folder).as_posix(): pq.read_table(path).to_pylist() for path in sorted(folder.rglob("*.parquet"))}
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    whole = json.loads((folder / "summary.json").read_text())
+    return {key: value for key, value in whole.items() if key not in ("seconds", "train_seconds")}
+
+
+def assert_same_run(one: Path, other: Path, step: int) -> None:
+    assert metrics(one) == metrics(other)
+    assert [repr(row) for row in tables(one).items()] == [repr(row) for row in tables(other).items()]  # NaN == NaN
+    assert summary(one) == summary(other)
+    for name in ("model/model.safetensors", "optimizer.safetensors", "rng.safetensors"):
+        ours, theirs = (load_file(folder / f"checkpoints/step_{step:06d}" / name) for folder in (one, other))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items()), name
+    assert (one / "checkpoints/last").read_text() == (other / "checkpoints/last").read_text()
+    assert (one / "checkpoints/best").read_text() == (other / "checkpoints/best").read_text()
+    names = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (one, other)]
+    assert names[0] == names[1]
+
+
+class Trainings:
+    """Starts trainings in processes of their own, one at a time; see `train_tiny.py`."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(Path(__file__).parent / "train_tiny.py")]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        pipe = subprocess.PIPE
+        self.server = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True, bufsize=1)
+        assert self.answer() == "ready"
+
+    def answer(self) -> str:
+        assert self.server.stdout is not None
+        return self.server.stdout.readline().strip()
+
+    def start(self, **job: Any) -> int:
+        """The id of the process that does the job."""
+        assert self.server.stdin is not None
+        self.server.stdin.write(json.dumps(job) + "\n")
+        return int(self.answer())
+
+    def close(self) -> None:
+        self.server.communicate()
+        assert self.server.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def trainings() -> Iterator[Trainings]:
+    made = Trainings()
+    yield made
+    made.close()
+
+
+class Killable:
+    """A run in a process of its own, killed as soon as something can be seen in its folder."""
+
+    def __init__(self, trainings: Trainings, config: dict[str, Any]) -> None:
+        self.trainings, self.config = trainings, config
+        self.folder = Path(config["run"])
+        self.errors = self.folder.with_suffix(".errors")
+
+    def start(self, resume: bool) -> int:
+        folder = str(self.folder) if resume else None
+        return self.trainings.start(config=self.config, resume=folder, errors=str(self.errors))
+
+    def kill_when(self, seen: Callable[[], bool], *, resume: bool) -> None:
+        """Starts or goes on, lets the process run for moments, and kills it where `seen()` holds while it stands still."""
+        process = self.start(resume)
+        deadline = time.monotonic() + 300
+        while not seen():
+            assert not self.errors.exists(), self.errors.read_text()
+            assert time.monotonic() < deadline, "what it was to be killed at never came"
+            os.kill(process, signal.SIGCONT)
+            time.sleep(0.002)
+            os.kill(process, signal.SIGSTOP)
+        os.kill(process, signal.SIGKILL)
+        assert self.trainings.answer() == str(-signal.SIGKILL)
+
+    def finish(self, *, resume: bool) -> None:
+        self.start(resume)
+        status = self.trainings.answer()
+        assert status == "0", self.errors.read_text() if self.errors.exists() else status
+
+    def has_step(self, step: int) -> bool:
+        """Whether the line of that step is in metrics.jsonl, whole or half."""
+        file = self.folder / "metrics.jsonl"
+        return file.exists() and f'{{"step": {step},' in file.read_text()
+
+    def has(self, pattern: str) -> bool:
+        """Whether the folder has something of that name, which may hold wildcards."""
+        return next(self.folder.glob(pattern), None) is not None
+
+
+@pytest.mark.slow
+def test_run_killed_at_many_points_equals_one_never_stopped(changed: Change, tmp_path: Path, trainings: Trainings) -> None:
+    reward = {"reward": changed()["reward"]["components"]["red"]["reward"].replace("redness", "noisy_redness")}
+    settings: dict[str, Any] = {
+        "reward": {"components": {"red": reward}},
+        "algorithm__options": {"kl_coef": 0.01},
+        "trainer__steps": 12,
+        "trainer__checkpoint_every": 3,
+        "trainer__evaluate_every": 4,
+        "trainer__minibatches": 2,
+        "trainer__learning_rate": 3e-3,
+    }
+    whole = changed(run=str(tmp_path / "whole"), **settings)
+    Killable(trainings, whole).finish(resume=False)
+    run = Killable(trainings, changed(run=str(tmp_path / "killed"), **settings))
+    run.kill_when(lambda: run.has_step(1), resume=False)
+    assert not run.has("checkpoints/step_*")  # before the first checkpoint
+    half, sealed = "checkpoints/.step_*.tmp/model/model.safetensors", "checkpoints/.step_*.tmp/files.json"
+    run.kill_when(lambda: run.has(half) and not run.has(sealed), resume=True)  # in the middle of a checkpoint
+    run.kill_when(lambda: run.has("checkpoints/step_000004"), resume=True)  # there, perhaps not yet pointed at
+    run.kill_when(lambda: run.has_step(5), resume=True)  # a line after the checkpoint, which is taken back
+    run.kill_when(lambda: run.has("checkpoints/.step_*.tmp"), resume=True)
+    run.kill_when(lambda: run.has_step(8) and not run.has("checkpoints/step_000009"), resume=True)
+    run.finish(resume=True)
+    assert_same_run(run.folder, Path(whole["run"]), step=12)
+    resumed_at = [entry["step"] for entry in json.loads((run.folder / "manifest.json").read_text())["resumes"]]
+    assert resumed_at[0] == 0
+    assert resumed_at == sorted(resumed_at)
+    assert len(resumed_at) == 6
+    assert not [path for path in run.folder.rglob("*") if ".tmp" in path.name or path.name.endswith(".old")]
+
+
+def test_more_steps_later_equal_all_steps_at_once(changed: Change, tmp_path: Path) -> None:
+    once = changed(run=str(tmp_path / "once"), trainer__steps=4)
+    parts = changed(run=str(tmp_path / "parts"), trainer__steps=2)
+    start(once)
+    start(parts)
+    resumed = start(parts | {"resume": parts["run"], "trainer": once["trainer"]})
+    assert resumed.steps == 4
+    assert_same_run(tmp_path / "parts", tmp_path / "once", step=4)
+    (entry,) = json.loads((tmp_path / "parts/manifest.json").read_text())["resumes"]
+    assert (entry["step"], entry["changed"]) == (2, {"trainer.steps": [2, 4]})
+
+
+def test_going_back_to_an_older_checkpoint_repeats_what_followed(changed: Change, tmp_path: Path) -> None:
+    config = changed(trainer__keep_checkpoints=3)
+    start(config)
+    before = copy.deepcopy(metrics(Path(config["run"])))
+    start(config | {"resume": config["run"] + "/checkpoints/step_000001"})
+    assert metrics(Path(config["run"])) == before
+
+
+def test_finished_run_that_goes_on_does_nothing_more(config: dict[str, Any]) -> None:
+    first = start(config)
+    before = (Path(config["run"]) / "metrics.jsonl").read_bytes()
+    again = start(config | {"resume": config["run"]})
+    assert again.heldout == first.heldout
+    assert again.train_seconds == pytest.approx(first.train_seconds, abs=5)
+    assert (Path(config["run"]) / "metrics.jsonl").read_bytes() == before
+
+
+def test_time_limit_counts_across_resumes(changed: Change) -> None:
+    config = changed(trainer__steps=50, trainer__max_seconds=1e-6)
+    assert start(config).status == "max_seconds"
+    again = start(config | {"resume": config["run"]})
+    assert (again.status, again.steps) == ("max_seconds", 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"trainer__group_size": 3}, r"trainer\.group_size cannot change .* it was 2 and is 3"),
+        ({"seed": 1}, "seed cannot change"),
+        ({"model": {"path": "elsewhere"}}, r"model\.path cannot change"),
+        ({"prompts__train_count": 5}, r"prompts\.train_count cannot change"),
+    ],
+)
+def test_setting_a_run_must_keep_is_named(changed: Change, values: dict[str, Any], name: str) -> None:
+    config = changed(trainer__steps=1)
+    start(config)
+    parts = build_parts(config | {"resume": config["run"]})
+    with pytest.raises(SettingsError, match=name):
+        train(changed(trainer__steps=2, **values) | {"resume": config["run"]}, **parts, console=QUIET)
+    assert len(metrics(Path(config["run"]))) == 2  # nothing was taken back
+
+
+def test_changed_setting_that_may_change_is_noted(changed: Change) -> None:
+    config = changed(trainer__steps=1)
+    start(config)
+    output = io.StringIO()
+    other = changed(trainer__steps=1, trainer__learning_rate=1e-5) | {"resume": config["run"]}
+    train(other, **build_parts(other), console=Console(file=output, width=300))
+    (entry,) = json.loads((Path(config["run"]) / "manifest.json").read_text())["resumes"]
+    assert entry["changed"] == {"trainer.learning_rate": [3e-4, 1e-5]}
+    assert "going on with trainer.learning_rate = 1e-05 instead of 0.0003" in output.getvalue()
+
+
+def test_other_weights_or_prompts_under_the_same_name_are_refused(changed: Change) -> None:
+    config = changed(trainer__steps=1)
+    start(config)
+    again = config | {"resume": config["run"]}
+    parts = build_parts(again)
+    with torch.no_grad():
+        next(iter(parts["policy"].model.parameters())).add_(1.0)
+    with pytest.raises(SettingsError, match=r"the weights \(autoregressive\) are not those"):
+        train(again, **parts, console=QUIET)
+    parts = build_parts(again)
+    with pytest.raises(SettingsError, match=r"the prompts \(train\) are not those"):
+        train(again, **(parts | {"train_prompts": parts["train_prompts"][::-1]}), console=QUIET)
+
+
+def test_truncated_checkpoint_names_an_older_one_that_works(config: dict[str, Any]) -> None:
+    start(config)
+    folder = Path(config["run"]) / "checkpoints"
+    file = folder / "step_000003/optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: it has 1000 bytes") as caught:
+        start(config | {"resume": config["run"]})
+    remedy = str(caught.value).rpartition("resume=")[2]
+    assert start(config | {"resume": remedy}).steps == 3
+
+
+def test_resume_takes_the_runs_own_configuration_and_what_is_overridden(changed: Change) -> None:
+    config = changed(trainer__steps=1)
+    start(config)
+    composed = changed(seed=7, trainer__steps=5, trainer__learning_rate=9.0) | {"resume": config["run"], "run": None}
+    made = resumed_config(composed, given_keys(composed, ["resume=x", "trainer.steps=5"]))
+    assert (made["seed"], made["trainer"]["steps"], made["trainer"]["learning_rate"]) == (0, 5, 3e-4)
+    assert made["resume"] == config["run"]
+
+
+def test_group_override_on_resume_takes_the_whole_group(changed: Change) -> None:
+    config = changed(trainer__steps=1)
+    start(config)
+    composed = changed(algorithm={"name": "grpo", "options": {"clip_low": 0.1}}) | {"resume": config["run"]}
+    keys = given_keys(composed, ["+trainer.steps=4", "algorithm=dr_grpo"])
+    assert keys == ["algorithm", "trainer.steps"]
+    assert resumed_config(composed, keys)["algorithm"] == composed["algorithm"]
+
+
+def test_run_training_writes_the_report_and_prints_before_and_after(config: dict[str, Any]) -> None:
+    output = io.StringIO()
+    made = run_training(config, console=Console(file=output, width=200))
+    assert (made.folder / "report.html").stat().st_size > 10_000
+    text = output.getvalue()
+    assert f"{made.heldout['before']['red']:.3f}" in text
+    assert f"report: {made.folder / 'report.html'}" in text
+
+
+def test_trained_stack_of_a_run_has_its_best_weights(config: dict[str, Any]) -> None:
+    made = start(config)
+    best = made.folder / "checkpoints" / (made.folder / "checkpoints/best").read_text().strip()
+    expected = load_file(best / "model/model.safetensors")
+    found = trained_stack(made.folder).model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    with pytest.raises(RunFolderError, match='no checkpoint "step_000099"'):
+        trained_stack(made.folder, "step_000099")
+
+
+def test_unknown_reward_is_named_before_a_folder_is_made(changed: Change) -> None:
+    config = changed(reward={"components": {"orc": {"reward": "orc"}}})
+    with pytest.raises(UnknownNameError, match="nearest: ocr"):
+        run_training(config, console=QUIET)
+    assert not Path(config["run"]).exists()
