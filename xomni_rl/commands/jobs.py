@@ -140,13 +140,12 @@ def doctor(
 
 
 def benchmarks() -> dict[str, tuple[Path, str]]:
-    """Benchmark → (file, first line of its docstring), read without importing any."""
-    from importlib.resources import files
+    """Benchmark → (file, first line of its docstring), read from the package's folders without importing any."""
+    from xomni_rl.experiments import benchmarks as package
 
     found = {}
-    for entry in files("xomni_rl.experiments.benchmarks").iterdir():
-        path = Path(str(entry))
-        if path.suffix == ".py" and not path.name.startswith("_"):
+    for path in (path for folder in package.__path__ for path in Path(folder).glob("*.py")):
+        if not path.name.startswith("_"):
             docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             found[path.stem] = (path, docstring.partition("\n")[0])
     return dict(sorted(found.items()))
