@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xomni_rl.stack.autoregressive import XOmniConfig, XOmniForCausalLM
-from xomni_rl.stack.sampler import score_image_tokens
+from xomni_rl.stack.sampler import image_token_logprobs
 
 VOCAB, MULTIMODAL, IMAGE = 152064, 16448, 16384
 SIZES: dict[str, Any] = {
@@ -26,7 +26,7 @@ SIZES: dict[str, Any] = {
     "num_mm_head_layers": 0,
     "max_position_embeddings": 512,
 }
-BATCH, PROMPT, TOKENS = 4, 8, 48
+BATCH, PROMPT, TOKENS = 16, 8, 48
 
 
 def measure(which: str, repeats: int) -> dict[str, float]:
@@ -51,7 +51,7 @@ def measure(which: str, repeats: int) -> dict[str, float]:
     for _ in range(repeats + 1):
         start = time.perf_counter()
         if which == "image":
-            logprobs = score_image_tokens(model, prompt, mask, tokens)[0]
+            logprobs = image_token_logprobs(model, prompt, mask, tokens)
         else:
             logprobs = full_vocabulary_logprobs(model, prompt, tokens)
         logprobs.mean().backward()

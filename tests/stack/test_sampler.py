@@ -4,6 +4,7 @@ import torch
 from xomni_rl.stack.sampler import (
     IncrementalSampler,
     SamplingConfig,
+    image_token_logprobs,
     sample_image_tokens,
     sample_uniforms,
     score_image_tokens,
@@ -51,6 +52,13 @@ def test_logprobs_equal_a_plain_pass_over_the_whole_sequence(stack: Stack) -> No
     logits = stack.model(full, full_mask, modality="image").logits[:, ids.shape[1] - 1 : -1]
     expected = logits.log_softmax(-1).gather(-1, samples.tokens[..., None])[..., 0]
     torch.testing.assert_close(samples.logprobs, expected, atol=1e-4, rtol=0)
+
+
+def test_logprobs_alone_equal_the_scored_ones(stack: Stack) -> None:
+    samples, (ids, mask), _ = draw(stack, SamplingConfig(), PROMPTS, group_size=2)
+    scored, _ = score_image_tokens(stack.model, ids, mask, samples.tokens, group_size=2)
+    alone = image_token_logprobs(stack.model, ids, mask, samples.tokens, group_size=2)
+    torch.testing.assert_close(alone, scored, atol=1e-5, rtol=0)
 
 
 def test_cutting_the_batch_another_way_gives_the_same_tokens(stack: Stack) -> None:

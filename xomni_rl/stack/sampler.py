@@ -17,6 +17,7 @@ __all__ = [
     "Samples",
     "SamplingConfig",
     "draw_tokens",
+    "image_token_logprobs",
     "sample_image_tokens",
     "sample_uniforms",
     "score_image_tokens",
@@ -119,21 +120,50 @@ def score_image_tokens(
         group_size: G.
         sampling: the distribution the tokens were sampled from.
         negative_ids, negative_mask: [P, L'], needed with guidance.
-    Returns: logprobs [N, T] and entropy [N, T], float32 nats, both with gradients.
+    Returns: logprobs [N, T] with gradients and entropy [N, T] without, float32 nats.
     Raises: ValueError for shapes that don't fit.
     """
+    logits, sampling = _scored_logits(
+        model, input_ids, attention_mask, tokens, group_size, sampling, negative_ids, negative_mask
+    )
+    logprobs = sampling_logprobs(logits, sampling, chosen=tokens)
+    with torch.no_grad():
+        entropies = entropy(logprobs)
+    return logprobs.gather(-1, tokens[..., None])[..., 0], entropies
+
+
+def image_token_logprobs(
+    model: XOmniForCausalLM, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, *, group_size: int = 1
+) -> Tensor:
+    """`score_image_tokens` at temperature 1 without its entropy and without ever holding [N, T, V] log-probabilities.
+
+    Returns: [N, T] float32 nats, with gradients.
+    """
+    logits, _ = _scored_logits(model, input_ids, attention_mask, tokens, group_size, None, None, None)
+    scores = logits.float()
+    return scores.gather(-1, tokens[..., None])[..., 0] - scores.logsumexp(-1)
+
+
+def _scored_logits(
+    model: XOmniForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    tokens: Tensor,
+    group_size: int,
+    sampling: SamplingConfig | None,
+    negative_ids: Tensor | None,
+    negative_mask: Tensor | None,
+) -> tuple[Tensor, SamplingConfig]:
+    """Guided logits [N, T, V] that predict each of `tokens`, and the sampling they are meant for."""
     sampling = sampling or SamplingConfig()
     check_prompts(model, input_ids, attention_mask, tokens.shape[-1])
     if tokens.dim() != 2 or len(tokens) != len(input_ids) * group_size:
         raise ValueError(f"tokens must be [{len(input_ids) * group_size}, T], not {list(tokens.shape)}")
-    if sampling.guided:
-        input_ids, attention_mask = with_negative(input_ids, attention_mask, negative_ids, negative_mask)
-        conditional, negative = _image_logits(model, input_ids, attention_mask, tokens.repeat(2, 1), group_size).chunk(2)
-        logits = guide(conditional, negative, sampling.cfg_scale)
-    else:
-        logits = _image_logits(model, input_ids, attention_mask, tokens, group_size)
-    logprobs = sampling_logprobs(logits, sampling, chosen=tokens)
-    return logprobs.gather(-1, tokens[..., None])[..., 0], entropy(logprobs)
+    if not sampling.guided:
+        return _image_logits(model, input_ids, attention_mask, tokens, group_size), sampling
+    input_ids, attention_mask = with_negative(input_ids, attention_mask, negative_ids, negative_mask)
+    conditional, negative = _image_logits(model, input_ids, attention_mask, tokens.repeat(2, 1), group_size).chunk(2)
+    return guide(conditional, negative, sampling.cfg_scale), sampling
 
 
 def _image_logits(
