@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from .autoregressive import XOmniForCausalLM
@@ -135,13 +135,12 @@ def score_image_tokens(
 def image_token_logprobs(
     model: XOmniForCausalLM, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, *, group_size: int = 1
 ) -> Tensor:
-    """`score_image_tokens` at temperature 1 without its entropy and without ever holding [N, T, V] log-probabilities.
+    """`score_image_tokens` at temperature 1 without its entropy.
 
     Returns: [N, T] float32 nats, with gradients.
     """
     logits, _ = _scored_logits(model, input_ids, attention_mask, tokens, group_size, None, None, None)
-    scores = logits.float()
-    return scores.gather(-1, tokens[..., None])[..., 0] - scores.logsumexp(-1)
+    return -nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
 
 
 def _scored_logits(
@@ -171,14 +170,13 @@ def _image_logits(
 ) -> Tensor:
     """Logits that predict each of `tokens`: [N, T, V]."""
     cache = DynamicCache(config=model.config)
-    prompt = model(input_ids, attention_mask, past_key_values=cache, use_cache=True, modality="image", logits_to_keep=1)
-    first = prompt.logits.repeat_interleave(group_size, 0)
-    if tokens.shape[1] == 1:
-        return first
-    cache.batch_repeat_interleave(group_size)
-    mask = torch.cat(
-        [attention_mask.repeat_interleave(group_size, 0), attention_mask.new_ones(len(tokens), tokens.shape[1] - 1)], 1
-    )
-    ids = tokens[:, :-1] + model.config.vocab_size
-    rest = model(ids, mask, past_key_values=cache, use_cache=True, modality="image")
-    return torch.cat([first, rest.logits], 1)
+    prompt = model.model(input_ids, attention_mask, past_key_values=cache, use_cache=True)
+    hidden = prompt.last_hidden_state[:, -1:].repeat_interleave(group_size, 0)
+    if tokens.shape[1] > 1:
+        cache.batch_repeat_interleave(group_size)
+        seen = attention_mask.repeat_interleave(group_size, 0)
+        mask = torch.cat([seen, seen.new_ones(len(tokens), tokens.shape[1] - 1)], 1)
+        ids = tokens[:, :-1] + model.config.vocab_size
+        rest = model.model(ids, mask, past_key_values=cache, use_cache=True)
+        hidden = torch.cat([hidden, rest.last_hidden_state], 1)
+    return model.head(hidden, "image")
