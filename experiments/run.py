@@ -50,7 +50,13 @@ def run_training(
         plain = resumed_config(plain, given_keys(plain, overrides))
     elif not plain.get("run"):
         plain["run"] = str(Path("runs") / f"{datetime.now():%Y-%m-%d_%H%M%S}")
-    summary = train(plain, **build_parts(plain), console=console)
+    parts = build_parts(plain)
+    try:
+        summary = train(plain, **parts, console=console)
+    except KeyboardInterrupt:
+        folder, _ = run_and_checkpoint(plain)
+        (console or Console(stderr=True)).print(f"interrupted; go on with: xomni-rl train resume={folder.path}", soft_wrap=True)
+        raise
     report = build_report(summary.folder)
     print_summary(summary, report, console or Console())
     return summary

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from xomni_rl.envs.rollout import RolloutBatch
@@ -69,9 +70,20 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
     return metrics if share is None else metrics | {"zero_variance_share": share}
 
 
-def save_batch(folder: Path, batch: RolloutBatch, experience: Experience, error: NonFiniteError) -> Path:
-    """Saves everything a non-finite number was computed from: batch.safetensors and batch.json. Returns: the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_batch(folder: Path, batch: RolloutBatch, experience: Experience, error: NonFiniteError) -> str:
+    """Saves everything a non-finite number was computed from, as batch.safetensors and batch.json.
+
+    Returns: the end of a sentence that says where it is, or why it is nowhere: the number itself is the graver error.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_batch(folder, batch, experience, error)
+    except (OSError, SafetensorError) as failure:
+        return f"the batch could not be saved ({failure})"
+    return f"the batch is saved in {folder}"
+
+
+def _write_batch(folder: Path, batch: RolloutBatch, experience: Experience, error: NonFiniteError) -> None:
     tensors = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
@@ -97,4 +109,3 @@ def save_batch(folder: Path, batch: RolloutBatch, experience: Experience, error:
         "details": batch.rewards.details,
     }
     (folder / "batch.json").write_text(json.dumps(described, indent=1, default=str, ensure_ascii=False) + "\n")
-    return folder

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,13 +139,25 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Replaces a JSON file atomically."""
-    write_atomically(file, json.dumps(content, indent=1, default=str) + "\n")
+    """Replaces a JSON file atomically. Raises: RunFolderError if it cannot be written."""
+    _write_record(file, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def write_config(file: Path, config: Mapping[str, Any]) -> None:
-    """Replaces config.yaml atomically."""
-    write_atomically(file, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    """Replaces config.yaml atomically. Raises: RunFolderError if it cannot be written."""
+    _write_record(file, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+
+def _write_record(file: Path, text: str) -> None:
+    try:
+        write_atomically(file, text)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {file} ({_reason(error)}): make room or give permission") from error
+
+
+def _reason(error: Exception) -> str:
+    """The system's words for what went wrong, else the error's own."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -161,7 +174,7 @@ class TableWriter:
 
     def __init__(self) -> None:
         self._queue: queue.Queue[tuple[Path, dict[str, Any]] | None] = queue.Queue(maxsize=4)
-        self._error: OSError | pa.ArrowException | None = None
+        self._error: RunFolderError | None = None
         self._thread = threading.Thread(target=self._work, name="table-writer", daemon=True)
         self._thread.start()
 
@@ -186,7 +199,7 @@ class TableWriter:
             try:
                 if self._error is None:
                     write_table(job[0], rollout_table(**job[1]))
-            except (OSError, pa.ArrowException) as error:
+            except RunFolderError as error:
                 self._error = error
             finally:
                 self._queue.task_done()
@@ -194,18 +207,19 @@ class TableWriter:
 
     def _raise(self) -> None:
         if self._error is not None:
-            raise RunFolderError(f"cannot write the table of rollouts: {self._error}") from self._error
+            raise RunFolderError(f"{self._error}, then go on with resume=") from self._error
 
 
 def write_table(file: Path, table: pa.Table) -> None:
-    """Writes a parquet file beside and renames it."""
+    """Writes a parquet file beside and renames it. Raises: RunFolderError if it cannot be written; nothing is left."""
     temporary = file.with_name(f".{file.name}.tmp")
     try:
         pq.write_table(table, temporary, compression="zstd", compression_level=1)
         temporary.replace(file)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    except (OSError, pa.ArrowException) as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunFolderError(f"cannot write the table {file} ({_reason(error)}): make room or give permission") from error
 
 
 def rollout_table(

@@ -178,7 +178,7 @@ def _require(name: str, value: object, *, minimum: float, whole: bool = False) -
         raise SettingsError(f"trainer.{name} must be {kind} of {minimum:g} or more, not {value!r}")
 
 
-FROZEN = ("seed", "model", "prompts", "algorithm.name", "trainer.prompts_per_step", "trainer.group_size")
+FROZEN = ("seed", "model.path", "model.dtype", "prompts", "algorithm.name", "trainer.prompts_per_step", "trainer.group_size")
 """Settings that a run keeps to its end: with others it would be another run."""
 
 

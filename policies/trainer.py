@@ -124,7 +124,7 @@ class Trainer:
                     self._train_step()
             self.tables.join()
         except (TrainingError, CheckpointError, RunFolderError) as error:
-            with suppress(OSError):  # a full disk must not hide why training ended
+            with suppress(RunFolderError):  # a full disk must not hide why training ended
                 self._write_summary(f"stopped: {error}")
             raise
         finally:
@@ -144,9 +144,9 @@ class Trainer:
             batch = self.policy.rollout(
                 prompts, self.reward, group_size=settings.group_size, seed=stream_seed(settings.seed, step)
             )
+        metrics = rollout_metrics(batch)
         began = time.perf_counter()
         experience = self.learner.experience(batch)
-        metrics = rollout_metrics(batch)
         metrics |= self._update(step, batch, experience)
         times = batch.times | {"update": self._elapsed(began)}
         self._record(step, batch, experience, metrics, times)
@@ -159,10 +159,10 @@ class Trainer:
         try:
             return {"skipped": 0.0} | self.learner.update(experience, np.random.default_rng([self.settings.seed, step]))
         except NonFiniteError as error:
-            where = save_batch(self.folder.path / "nonfinite" / f"step_{step:06d}", batch, experience, error)
+            saved = save_batch(self.folder.path / "nonfinite" / f"step_{step:06d}", batch, experience, error)
             raise TrainingError(
-                f"step {step}: {error} (prompts {', '.join(self._prompt_ids(batch, error))}); the batch is saved in "
-                f"{where}; lower trainer.learning_rate, or go on from an older checkpoint with resume="
+                f"step {step}: {error} (prompts {', '.join(self._prompt_ids(batch, error))}); {saved}; "
+                f"lower trainer.learning_rate, or go on from an older checkpoint with resume="
             ) from error
 
     def _record(

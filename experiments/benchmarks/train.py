@@ -2,7 +2,7 @@
 
 It runs the default configuration on the embedded stack, with everything a real run writes: tables with images, metrics,
 TensorBoard, a checkpoint. Sampling and the update are the model's time, decoding the decoder's, scoring the reward's; all
-else — choosing prompts, advantages' bookkeeping, tables, logs, and a checkpoint's share at the configured interval — is
+else — choosing prompts, figures, tables, logs, and a checkpoint's share at the configured interval — is
 outside.
 """
 

@@ -331,6 +331,25 @@ def test_output_is_plain_lines_where_there_is_no_terminal(run, config: dict[str,
     assert lines[3].endswith("0 s left")
 
 
+def test_terminal_shows_a_bar_with_figures_and_time_left(run, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.StringIO()
+    monkeypatch.delenv("CI", raising=False)
+    run(config, console=Console(file=output, width=200, force_terminal=True))
+    shown = output.getvalue()
+    assert "3/3" in shown
+    assert "heldout/red 0." in shown
+    assert "s left" in shown
+
+
+def test_table_that_cannot_be_written_stops_with_a_clear_sentence(run, changed: Change) -> None:
+    config = changed(trainer__checkpoint_every=None, trainer__evaluate_every=None)
+    folder = Path(config["run"]) / "rollouts"
+    (folder / "step_000001.parquet").mkdir(parents=True)  # in the way
+    with pytest.raises(RunFolderError, match=r"cannot write the table .*step_000001\.parquet.*make room"):
+        run(config)
+    assert [path.name for path in folder.iterdir() if ".tmp" in path.name] == []
+
+
 def test_every_prompt_comes_once_per_pass_in_another_order() -> None:
     prompts = [Prompt(str(i), "x") for i in range(6)]
     passes = [
