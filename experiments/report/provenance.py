@@ -57,7 +57,7 @@ def _rescored(one: pd.DataFrame, two: pd.DataFrame) -> float:
     keys = ["prompt_id", "index"]
     if not {*keys, "tokens"} <= set(one) & set(two):
         return 0.0
-    figures = [name for name in one if name.startswith(("metric_", "reward_")) and name in two]
+    figures = [name for name in map(str, one) if name.startswith(("metric_", "reward_")) and name in two]
     both = one[[*keys, "tokens", *figures]].merge(two[[*keys, "tokens", *figures]], on=keys, suffixes=("", "_other"))
     same = [np.array_equal(a, b) for a, b in zip(both["tokens"], both["tokens_other"], strict=True)]
     both = both[np.array(same, dtype=bool)]
