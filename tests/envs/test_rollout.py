@@ -36,10 +36,10 @@ def test_stepping_one_environment_equals_the_rollout(
             logprobs = env.policy_logprobs()
             token = int(draw_tokens(torch.from_numpy(logprobs)[None], uniforms[:, t])[0])
             assert token == int(batch.tokens[row, t])
-            assert logprobs[token] == pytest.approx(float(batch.old_logprobs[row, t]), abs=1e-5)
+            assert logprobs[token] == pytest.approx(float(batch.old_logprobs[row, t]), abs=1e-4)
             _, score, terminated, _, info = env.step(token)
         assert terminated
-        assert score == pytest.approx(float(batch.rewards.scores[row]), abs=1e-5)
+        assert score == pytest.approx(float(batch.rewards.scores[row]), abs=1e-4)
         assert same_pictures(info["image"], batch.images[row])
 
 
@@ -58,10 +58,10 @@ def test_stepping_the_batched_environment_equals_the_rollout(
         tokens = draw_tokens(logprobs, uniforms[:, t])
         torch.testing.assert_close(tokens, batch.tokens[:, t])
         chosen = logprobs.gather(1, tokens[:, None])[:, 0]
-        torch.testing.assert_close(chosen, batch.old_logprobs[:, t], atol=1e-5, rtol=0)
+        torch.testing.assert_close(chosen, batch.old_logprobs[:, t], atol=1e-4, rtol=0)
         _, rewards, terminated, _, infos = env.step(tokens.numpy())
     assert terminated.all()
-    np.testing.assert_allclose(rewards, batch.rewards.scores, atol=1e-5)
+    np.testing.assert_allclose(rewards, batch.rewards.scores, atol=1e-4)
     assert same_pictures(infos["image"], batch.images)
 
 
@@ -85,7 +85,7 @@ def test_cutting_the_batch_another_way_gives_the_same_images(
     whole = rollout(stack, prompts, reward, group_size=3, seed=11, size=SIZE)
     alone = rollout(stack, prompts[1:2], reward, group_size=1, seed=11, size=SIZE, indices=[2])
     torch.testing.assert_close(alone.tokens[0], whole.tokens[5])  # row 1 · 3 + 2
-    np.testing.assert_allclose(alone.rewards.scores[0], whole.rewards.scores[5], atol=1e-5)
+    np.testing.assert_allclose(alone.rewards.scores[0], whole.rewards.scores[5], atol=1e-4)
 
 
 def test_another_seed_gives_other_images(stack: Stack, prompts: list[Prompt], reward: CompositeReward) -> None:

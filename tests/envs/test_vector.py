@@ -113,7 +113,7 @@ def test_policy_serves_slots_that_are_out_of_step(options: dict[str, Any]) -> No
         single.reset(options={"prompt": prompt})
         for token in tokens:
             single.step(token)
-        np.testing.assert_allclose(together[slot], single.policy_logprobs(), atol=1e-5)
+        np.testing.assert_allclose(together[slot], single.policy_logprobs(), atol=1e-4)
 
 
 def test_policy_of_a_finished_slot_is_uniform(options: dict[str, Any]) -> None:
