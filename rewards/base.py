@@ -1,13 +1,14 @@
 """What a reward is: images and prompts in, one score per image out, with the reason for it.
 
 NaN means *not applicable to this sample* and nothing else. A failure raises `RewardError` with the reward's name and
-the indices of the samples; it never becomes a score.
+the indices of the samples; it never becomes a score. A reward that cannot work at all here raises `RewardUnavailableError`.
 """
 
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -57,6 +58,13 @@ class RewardError(RuntimeError):
         return f'reward "{self.reward}" failed on {len(self.failures)} sample(s): {"; ".join(shown)}'
 
 
+class RewardUnavailableError(RuntimeError):
+    """A reward cannot work at all here: a missing file or package, a wrong checkpoint, a server that is not there.
+
+    The message is one sentence that names the reward and the remedy. It concerns no sample, so no `on_failure` drops it.
+    """
+
+
 class Reward(ABC):
     """A batched scorer of images. A subclass sets the attributes and writes `score` and `self_check`.
 
@@ -97,6 +105,24 @@ class Reward(ABC):
     @abstractmethod
     def self_check(self) -> tuple[np.ndarray, np.ndarray, Prompt]:
         """(good image, worthless image, prompt): uint8 [H, W, 3] pictures that must score near the two ends."""
+
+    def load(self) -> None:  # noqa: B027 - not every reward has something to load
+        """Loads what scoring needs (a model, a session); the first score does it too. Doing it again changes nothing.
+
+        Raises: RewardUnavailableError with the remedy if something is missing or wrong.
+        """
+
+    def files(self) -> tuple[Path, ...]:
+        """Files that decide the scores (weights, judge prompts): hashed into records. Raises: RewardUnavailableError."""
+        return ()
+
+    @classmethod
+    def write_tiny(cls, folder: Path) -> dict[str, Any]:
+        """Writes a tiny random checkpoint in the published layout into `folder`, for dry runs and tests.
+
+        Returns: the options that make the reward use it; {} for a reward that needs no checkpoint.
+        """
+        return {}
 
     @property
     def floor(self) -> float:

@@ -19,6 +19,7 @@ from xomni_rl.rewards.base import (
     Reward,
     RewardError,
     RewardResult,
+    RewardUnavailableError,
     build_reward,
     check_lengths,
     checked_result,
@@ -297,6 +298,8 @@ def _run(part: Component, images: list[np.ndarray], prompts: Sequence[Prompt]) -
     """One component over the batch, any failure of it being a RewardError under the component's name."""
     try:
         result = part.reward(images, prompts)
+    except RewardUnavailableError:
+        raise
     except RewardError as error:
         raise RewardError(part.name, error.failures, error.partial) from error
     except Exception as error:

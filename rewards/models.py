@@ -1,0 +1,216 @@
+"""What model-based rewards share: where weights are found, one copy of each model in a process, device, dtype, offloading."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xomni_rl.registry import unknown_name
+from xomni_rl.rewards.base import RewardUnavailableError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where published weights come from, in the words of the sentence that a person reads when they are missing.
+
+    Args:
+        what: what to download ("HPS_v2.1_compressed.pt").
+        where: page or address to download it from.
+        licence: of the weights.
+        repo: model hub repository that it can be loaded from by name; None = a file to be given by path.
+        file: file in that repository; None = the whole repository is a model folder.
+    """
+
+    what: str
+    where: str
+    licence: str
+    repo: str | None = None
+    file: str | None = None
+
+
+def find_weights(reward: str, weights: str | Path | None, source: Source) -> Path:
+    """The file or folder of a reward's weights: a local path, the cache of the model hub, or downloaded from there.
+
+    Args:
+        reward: name of the reward, for the message.
+        weights: a path; a hub repository "owner/name"; None = the published ones.
+        source: where the published ones come from.
+    Raises: RewardUnavailableError naming what to download, where it goes, and its licence.
+    """
+    if weights is not None and Path(weights).exists():
+        return Path(weights)
+    is_repo = weights is not None and str(weights).count("/") == 1 and not str(weights).startswith((".", "~", "/"))
+    repo = str(weights) if is_repo else (source.repo if weights is None else None)
+    reason = f"{weights} does not exist" if weights is not None else "its weights are not on this machine"
+    if repo is not None:
+        try:
+            return _from_hub(repo, source.file)
+        except Exception as error:  # the hub's errors share no base class with those of its HTTP client
+            reason = (
+                f"{repo} is neither a file here nor in the model hub's cache, and cannot be fetched ({type(error).__name__})"
+            )
+    raise RewardUnavailableError(
+        f'reward "{reward}": {reason}; download {source.what} from {source.where} (licence: {source.licence}) '
+        f"and give its path as the option weights=PATH"
+    )
+
+
+def _from_hub(repo: str, file: str | None) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    return Path(snapshot_download(repo) if file is None else hf_hub_download(repo, file))
+
+
+def read_tensors(reward: str, path: Path, source: Source) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors, on the CPU: safetensors, or a torch file of plain tensors (nothing else is unpickled).
+
+    A dictionary under the key `state_dict` or `model` is unwrapped.
+
+    Raises: RewardUnavailableError if the file is damaged or holds anything but tensors.
+    """
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("state_dict", "model"):
+            if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+                found = found[key]
+        if isinstance(found, Mapping) and found and all(isinstance(value, torch.Tensor) for value in found.values()):
+            return {str(key): value for key, value in found.items()}
+        reason = "it holds no tensors by name"
+    except Exception as error:  # unpickling, zip, header and I/O errors share no base class
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise RewardUnavailableError(
+        f'reward "{reward}": {path} cannot be read ({reason}); download {source.what} again from {source.where}'
+    )
+
+
+def load_tensors(reward: str, module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, source: Source) -> None:
+    """Loads tensors into a module, all of them and no others.
+
+    Raises: RewardUnavailableError naming the first that is missing, left over or of another shape.
+    """
+    wanted = module.state_dict()
+    wrong = [f"{name} is missing" for name in wanted if name not in tensors]
+    wrong += [f"{name} is unknown" for name in tensors if name not in wanted]
+    wrong += [
+        f"{name} is {list(tensors[name].shape)} instead of {list(value.shape)}"
+        for name, value in wanted.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise RewardUnavailableError(
+            f'reward "{reward}": {path} is not {source.what} ({wrong[0]}{more}); download it from {source.where}'
+        )
+    module.load_state_dict(dict(tensors))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model runs.
+
+    Args:
+        device: auto = the GPU if there is one; else cpu, cuda, cuda:1, …
+        dtype: of the weights: float32, bfloat16 or float16.
+        offload: move the model back to the CPU's memory after every call.
+    Raises: ValueError for an unknown dtype.
+    """
+
+    device: str = "auto"
+    dtype: str = "float32"
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(unknown_name("dtype", str(self.dtype), DTYPES))
+
+    def torch_device(self) -> torch.device:
+        """Raises: RewardUnavailableError if there is no such device."""
+        import torch
+
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise RewardUnavailableError(f"device {self.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        return device
+
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+@dataclass
+class SharedModel:
+    """One loaded model of this process. Its users take turns: `use` holds a lock.
+
+    Args:
+        module: the model, in eval mode.
+        placement: where it runs.
+        extras: what else its loader found (a tokenizer, a processor).
+    """
+
+    module: nn.Module
+    placement: Placement
+    extras: dict[str, Any] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @contextmanager
+    def use(self) -> Iterator[torch.device]:
+        """The model on its device, without gradients, for one user at a time; afterwards offloaded if so asked."""
+        import torch
+
+        with self.lock, torch.inference_mode():
+            device = self.placement.torch_device()
+            self.module.to(device)
+            try:
+                yield device
+            finally:
+                if self.placement.offload and device.type != "cpu":
+                    self.module.to("cpu")
+
+
+_models: dict[Hashable, SharedModel] = {}
+_lock = threading.RLock()
+
+
+def shared_model(key: Hashable, placement: Placement, load: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> SharedModel:
+    """The process's one copy of a model, loaded at the first call; rewards with the same key share it.
+
+    Args:
+        key: architecture and weights, such as ("open_clip", "ViT-H-14", "/weights/hps.pt").
+        placement: device and dtype, part of the key.
+        load: makes the model on the CPU, and what goes with it.
+    """
+    with _lock:
+        found = _models.get((key, placement))
+        if found is None:
+            module, extras = load()
+            module = module.to(placement.torch_dtype()).eval().requires_grad_(False)
+            found = _models[(key, placement)] = SharedModel(module, placement, extras)
+        return found
+
+
+def forget_models() -> None:
+    """Lets go of all shared models, to free their memory; the next score loads them again."""
+    with _lock:
+        _models.clear()
