@@ -1,0 +1,96 @@
+"""A vision-language model that judges images: what the local and the served one have in common.
+
+`build_vlm` makes either from the option `vlm` of a reward. Both keep options only: they can be pickled and copied, and the
+model or the connections are made at first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from xomni_rl.registry import unknown_name
+from xomni_rl.rewards.models import Source
+
+QWEN = Source(
+    what="the model folder Qwen2.5-VL-7B-Instruct",
+    where="https://huggingface.co/Qwen/Qwen2.5-VL-7B-Instruct",
+    licence="Apache-2.0",
+    repo="Qwen/Qwen2.5-VL-7B-Instruct",
+)
+"""The judge of the X-Omni paper."""
+
+BACKENDS = ("local", "server")
+
+
+class VlmError(RuntimeError):
+    """Some questions have no answer.
+
+    Args:
+        failures: index of the question → reason.
+        partial: what the others gave, in the form the call returns: NaN or "" stands where it failed.
+    """
+
+    def __init__(self, failures: Mapping[int, str], partial: np.ndarray | list[str] | None = None) -> None:
+        super().__init__(failures, partial)
+        self.failures = dict(failures)
+        self.partial = partial
+
+    def __str__(self) -> str:
+        index, reason = next(iter(self.failures.items()))
+        return f"{len(self.failures)} question(s) have no answer; question {index}: {reason}"
+
+
+class Vlm(Protocol):
+    """A judge: N uint8 [H, W, 3] images of any sizes and N questions, one per image; an image may come several times."""
+
+    def yes_probability(self, images: Sequence[np.ndarray], questions: Sequence[str]) -> np.ndarray:
+        """P(yes) = p(yes) / (p(yes) + p(no)) as the first token of the answer, each summed over its usual spellings.
+
+        Returns: float64 [N] in [0, 1].
+        Raises: VlmError for single questions; RewardUnavailableError if the judge cannot work at all.
+        """
+
+    def generate(self, images: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 256) -> list[str]:
+        """N greedy answers, without special tokens, stripped. Raises: as `yes_probability`."""
+
+    def load(self) -> None:
+        """Loads the model, or sees whether the server is there. Raises: RewardUnavailableError with the remedy."""
+
+    def files(self) -> tuple[Path, ...]:
+        """Files that decide the answers; none for a server. Raises: RewardUnavailableError."""
+
+
+def build_vlm(reward: str, vlm: Mapping[str, Any], source: Source = QWEN) -> Vlm:
+    """The judge that a reward's options describe.
+
+    Args:
+        reward: name of the reward, for messages.
+        vlm: {backend: local, weights, device, dtype, …} or {backend: server, url, model, api_key_env, …}; the other keys
+            are the fields of `LocalVlm` and `ServerVlm`.
+        source: the local judge's published weights, used if `weights` is not given.
+    Raises: ValueError for an unknown back-end or option, or a value that it refuses.
+    """
+    options = {str(key): value for key, value in vlm.items()}
+    backend = options.pop("backend", "local")
+    if backend not in BACKENDS:
+        raise ValueError(f'reward "{reward}": {unknown_name("vlm backend", str(backend), BACKENDS)}')
+    if backend == "local":
+        from xomni_rl.rewards.vlm_local import LocalVlm
+
+        _check_options(reward, options, LocalVlm.__dataclass_fields__)
+        return LocalVlm(**{"source": source} | options, reward=reward)
+    from xomni_rl.rewards.vlm_server import ServerVlm
+
+    _check_options(reward, options, ServerVlm.__dataclass_fields__)
+    return ServerVlm(**options, reward=reward)
+
+
+def _check_options(reward: str, options: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    known = [name for name in fields if name not in ("reward", "source")]
+    for option in options:
+        if option not in known:
+            raise ValueError(f'reward "{reward}": {unknown_name("vlm option", option, known)}')
