@@ -24,10 +24,11 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 
 
 def leaves(schema: Mapping[str, Any], prefix: str = "") -> dict[str, Rule]:
+    """Dotted key → rule of every key that must be there."""
     found: dict[str, Rule] = {}
     for name, entry in schema.items():
         if isinstance(entry, Rule):
-            found[prefix + name] = entry
+            found |= {prefix + name: entry} if entry.required else {}
         elif not isinstance(entry, Each):
             found |= leaves(entry, f"{prefix}{name}.")
     return found

@@ -37,6 +37,7 @@ class Rule:
         above: bound of a number, itself not allowed; None = none.
         choices: the only values; () = any.
         optional: whether null is allowed.
+        required: whether the key must be there.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Rule:
     above: float | None = None
     choices: tuple[str, ...] = ()
     optional: bool = False
+    required: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,22 @@ SAMPLING = {
     "min_p": SHARE,
     "cfg_scale": NOT_NEGATIVE,
 }
+NORMALISATIONS = ("none", "batch", "group")
+COMPONENT = {
+    "reward": Rule("text", required=False),
+    "weight": Rule("number", required=False),
+    "options": Rule("mapping", required=False),
+    "normalisation": Rule("text", choices=NORMALISATIONS, optional=True, required=False),
+    "cap": Rule("number", optional=True, required=False),
+    "schedule": Rule("mapping", optional=True, required=False),
+    "when": Rule("text", optional=True, required=False),
+}
 REWARD = {
-    "components": Each({"reward": NAME, "weight": Rule("number"), "options": OPTIONS}),
-    "normalisation": Rule("text", choices=("none", "batch", "group")),
+    "components": Each(COMPONENT),
+    "normalisation": Rule("text", choices=NORMALISATIONS),
     "gates": Each(NAME),
     "on_failure": Rule("text", choices=("stop", "drop")),
+    "concurrency": Rule("whole number", least=1, optional=True, required=False),
 }
 SCHEMA: dict[str, Any] = {
     "run": Rule("text", optional=True),
@@ -154,6 +167,24 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     return config
 
 
+def reward_config(choice: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The composite configuration that `reward=CHOICE` stands for, checked, for `build_composite`.
+
+    Args:
+        choice: a file of the group `reward`, a registered reward, `module:object` or `file.py:object`.
+        overrides: as on the command line: "reward.components.ocr.weight=0.5".
+    Raises: ConfigError for an unknown choice, or an override that is not possible or not of the reward.
+
+    >>> reward_config("ocr", ["reward.components.ocr.weight=0.5"])["components"]["ocr"]["weight"]
+    0.5
+    """
+    for override in overrides:
+        if not re.match(r"[+~]{0,2}reward[.=]", override):
+            raise ConfigError(f'the override "{override}" is not of the reward; write reward.components.NAME.KEY=VALUE')
+    found: dict[str, Any] = validate(compose([f"reward={choice}", *overrides]))["reward"]
+    return found
+
+
 def validate(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     """The configuration as plain, resolved values.
 
@@ -171,7 +202,7 @@ def validate(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
 def explained(error: Exception) -> ConfigError:
     """Hydra's or OmegaConf's error as one sentence, with the nearest keys and choices."""
     text = str(error)
-    if found := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
+    if found := re.search(r"Could not find '([^'/]+)/([^']*)'", text):
         group, choice = found.groups()
         choices = re.search(r"Available options in '[^']+':\n((?:\t.+\n?)+)", text)
         return ConfigError(unknown_name(f"choice of group {group},", choice, choices.group(1).split() if choices else ()))
@@ -194,8 +225,12 @@ def explained(error: Exception) -> ConfigError:
 
 
 def register_resolvers() -> None:
-    """The two helpers that `config.yaml` names sweep folders with; registering again changes nothing."""
+    """What `config.yaml` relies on: names of sweep folders, and rewards without a file. Doing it again changes nothing."""
     from omegaconf import OmegaConf
+
+    from xomni_rl.reward_choices import register_reward_choices
+
+    register_reward_choices()
 
     def sweep_folder(run: str | None) -> str:
         return run or str(Path("runs") / datetime.now().strftime("sweep_%Y-%m-%d_%H-%M-%S"))
@@ -239,6 +274,8 @@ def _check(value: Any, schema: Any, key: str) -> None:
         if name not in schema:
             raise ConfigError(unknown_name("configuration key", f"{prefix}{name}", [f"{prefix}{known}" for known in schema]))
     for name, entry in schema.items():
+        if name not in value and isinstance(entry, Rule) and not entry.required:
+            continue
         if name not in value:
             raise ConfigError(f"configuration key {prefix}{name} is missing; see `xomni-rl train --cfg job` for all of them")
         _check(value[name], entry, f"{prefix}{name}")
@@ -306,6 +343,7 @@ def known_keys() -> tuple[str, ...]:
     from hydra import initialize_config_module
     from omegaconf import OmegaConf
 
+    register_resolvers()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         plain = OmegaConf.to_container(hydra_compose("config"))
     return tuple(_dotted(plain, ""))
