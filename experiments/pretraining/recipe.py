@@ -1,4 +1,5 @@
-"""The recipe that makes the embedded weights: image tokenizer, then decoder, then the autoregressive model, then a card.
+"""The recipe that makes the embedded weights: image tokenizer, decoder, autoregressive model, the open_clip model that rewards
+look with, and their cards.
 
 The autoregressive model is left imperfect on purpose: reinforcement learning needs room to show what it does.
 """
@@ -26,6 +27,8 @@ from xomni_rl.stack.text import train_text_tokenizer
 
 from .autoregressive import COLOUR, READ, AutoregressiveTrainer
 from .card import evaluate_stack, write_card
+from .clip import ClipTrainer, families, new_clip, train_clip_tokenizer, write_clip_folder
+from .clip_card import evaluate_clip, write_clip_card
 from .data import sign_batch, stream
 from .decoder import DecoderTrainer
 from .loop import Stage, run_stage
@@ -36,6 +39,8 @@ DECODER = Stage("decoder", 1500, batch=48, learning_rate=1.5e-3, weight_decay=1e
 AUTOREGRESSIVE = Stage("ar", 1000, batch=64, learning_rate=2e-3, weight_decay=0.01, beta2=0.98)
 FINISH = Stage("ar-finish", 300, batch=64, learning_rate=1e-3, weight_decay=0.01, beta2=0.98)
 """A second, lower cycle over the same model."""
+CLIP = Stage("clip", 2000, batch=40, learning_rate=1.5e-3, weight_decay=0.05, beta2=0.98)
+"""Its batch counts families of three signs."""
 
 
 def pretrain(
@@ -51,11 +56,11 @@ def pretrain(
         quick: a few steps of each stage, to see the recipe run; the stack is of no use.
         figures: held-out signs behind the card's figures.
         console: where progress goes.
-    Returns: the stack.
+    Returns: the stack; the open_clip model lies in the folder `clip` of `out`.
     Raises: StackError if `out` holds the work of another seed or recipe.
     """
     out, console = Path(out), console or Console()
-    full = (TOKENIZER, DECODER, AUTOREGRESSIVE, FINISH)
+    full = (TOKENIZER, DECODER, AUTOREGRESSIVE, FINISH, CLIP)
     stages = [replace(s, steps=40, batch=16, save_every=15) for s in full] if quick else list(full)
     work = out / "pretraining"
     work.mkdir(parents=True, exist_ok=True)
@@ -63,10 +68,11 @@ def pretrain(
     started = time.monotonic()
     image_tokenizer = make_tokenizer(stages[0], seed, work, console)
     decoder = make_decoder(stages[1], seed, work, image_tokenizer, console)
-    stack = make_autoregressive(stages[2:], seed, image_tokenizer, decoder, work, console)
+    stack = make_autoregressive(stages[2:4], seed, image_tokenizer, decoder, work, console)
+    make_clip(stages[4], seed, out / "clip", work, figures, console)
     stack.save_pretrained(out)
     write_card(
-        out / "README.md", evaluate_stack(stack, count=figures, console=console), seed, stages, time.monotonic() - started
+        out / "README.md", evaluate_stack(stack, count=figures, console=console), seed, stages[:4], time.monotonic() - started
     )
     shutil.rmtree(work)
     return Stack.from_pretrained(out)
@@ -153,6 +159,26 @@ def train_autoregressive(stage: Stage, seed: int, stack: Stack, state: Path, con
         return trainer(sign_batch(trainer.rng, stage.batch))
 
     run_stage(stage, trainer, step_loss, state, console)
+
+
+def make_clip(stage: Stage, seed: int, out: Path, work: Path, figures: int, console: Console) -> None:
+    """The open_clip model with its card, in `out`, unless it is there."""
+    if out.exists():
+        return
+    corpus = sign_batch(stream(seed, "clip-corpus", 0), 2000).prompts()
+    trainer = ClipTrainer(new_clip(seed), train_clip_tokenizer(corpus))
+    run_stage(
+        stage,
+        trainer,
+        lambda step: trainer(families(stream(seed, stage.name, step), stage.batch)),
+        work / "clip.safetensors",
+        console,
+    )
+    temporary = out.with_suffix(".writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    write_clip_folder(temporary, trainer.model, trainer.tokenizer)
+    write_clip_card(temporary / "README.md", evaluate_clip(trainer.model, trainer.tokenizer, figures), seed, stage)
+    os.replace(temporary, out)
 
 
 def _finish(folder: Path, *parts: SemanticImageTokenizer | DiffusionDecoder | torch.nn.Module) -> None:

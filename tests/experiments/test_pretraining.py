@@ -2,16 +2,20 @@ import json
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
+from xomni_rl.experiments.pretraining.clip import families, spoilt, to_input, train_clip_tokenizer
 from xomni_rl.experiments.pretraining.data import character_columns, sign_batch, stream
 from xomni_rl.experiments.pretraining.loop import Stage, run_stage
 from xomni_rl.experiments.pretraining.recipe import pretrain
 from xomni_rl.prompt_sets.signs import ALPHABET, is_heldout, random_strings, render_sign, signs
 from xomni_rl.stack.stack import Stack, StackError
+from xomni_rl.weights import SIGNS_CLIP
 
 
 def test_heldout_strings_never_occur_in_training() -> None:
@@ -117,6 +121,10 @@ def test_quick_recipe_writes_a_loadable_stack_with_a_card(tmp_path: Path) -> Non
     card = (out / "README.md").read_text()
     assert "| reconstruction |" in card
     assert not (out / "pretraining").exists()
+    clip, _, prepare = open_clip.create_model_and_transforms(f"local-dir:{out / 'clip'}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{out / 'clip'}")(["a red sign"])
+    assert clip.encode_text(tokens).shape == clip.encode_image(prepare(Image.new("RGB", (96, 32)))[None]).shape
+    assert "| near misses |" in (out / "clip/README.md").read_text()
 
 
 def test_unfinished_work_of_another_seed_is_refused(tmp_path: Path) -> None:
@@ -124,3 +132,34 @@ def test_unfinished_work_of_another_seed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pretraining/recipe.json").write_text(json.dumps({"seed": 5}))
     with pytest.raises(StackError, match="another seed or recipe"):
         pretrain(tmp_path, seed=0, console=Console(quiet=True))
+
+
+def test_family_is_a_sign_its_twin_in_another_colour_and_its_twin_with_one_other_letter() -> None:
+    batch = families(np.random.default_rng(0), 20)
+    for i in range(0, 60, 3):
+        sign, recoloured, respelt = zip(batch.texts[i : i + 3], batch.colours[i : i + 3], strict=True)
+        assert sign[0] == recoloured[0]
+        assert sign[1] != recoloured[1]
+        assert sign[1] == respelt[1]
+        assert sum(a != b for a, b in zip(sign[0], respelt[0], strict=True)) == 1
+    assert not any(is_heldout(text) for text in batch.texts)
+
+
+def test_clip_tokenizer_keeps_letters_apart_and_ends_with_eos() -> None:
+    tokenizer = train_clip_tokenizer(sign_batch(stream(0, "corpus", 0), 200).prompts())
+    assert [tokenizer.decode([i]) for i in tokenizer('"K7AX"').input_ids] == ['"', "K", "7", "A", "X", '"', "<eos>"]
+    # BPE merges the words every prompt has, so a prompt fits the context with room to spare
+    assert len(tokenizer('a purple sign with the text "K7AX"').input_ids) < 20
+
+
+def test_clip_input_is_what_open_clip_prepares() -> None:
+    _, _, prepare = open_clip.create_model_and_transforms(f"local-dir:{SIGNS_CLIP}")
+    image = render_sign("K7AX", "red", np.random.default_rng(0))
+    assert torch.allclose(to_input(image[None])[0], prepare(Image.fromarray(image)), atol=1e-6)
+
+
+def test_spoilt_signs_keep_form_and_are_half_of_them() -> None:
+    rng, image = np.random.default_rng(0), render_sign("K7AX", "red")
+    kept = sum(np.array_equal(spoilt(image, rng), image) for _ in range(200))
+    assert 70 < kept < 130  # 200 fair coins: mean 100, standard deviation 7
+    assert spoilt(image, rng).dtype == np.uint8
