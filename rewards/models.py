@@ -210,6 +210,12 @@ def shared_model(key: Hashable, placement: Placement, load: Callable[[], tuple[n
         return found
 
 
+def loaded_models() -> dict[Hashable, SharedModel]:
+    """The shared models in memory, by key."""
+    with _lock:
+        return dict(_models)
+
+
 def forget_models() -> None:
     """Lets go of all shared models, to free their memory; the next score loads them again."""
     with _lock:
