@@ -132,3 +132,18 @@ def test_wrong_image_is_named_by_index() -> None:
         as_image_list([good, good / 255])
     with pytest.raises(ValueError, match=r"images must be uint8 \[N, H, W, 3\], got uint8 \[4, 4, 3\]"):
         as_image_list(good)
+
+
+def test_picture_in_a_batch_is_turned_upright_and_made_rgb() -> None:
+    image = Image.new("L", (2, 1))
+    image.putdata([0, 255])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # as above: the left pixel comes to the top
+    image.info["exif"] = exif.tobytes()
+    (upright,) = as_image_list([image])
+    np.testing.assert_array_equal(upright, [[[0, 0, 0]], [[255, 255, 255]]])
+
+
+def test_picture_without_pixels_is_refused_by_its_index() -> None:
+    with pytest.raises(ValueError, match="image 1 has no pixels: its size is 0×4 px"):
+        as_image_list([Image.new("RGB", (4, 4)), Image.new("RGB", (0, 4))])

@@ -63,6 +63,8 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 def as_image_list(images: np.ndarray | Sequence[np.ndarray] | Sequence[Image.Image]) -> list[np.ndarray]:
     """N uint8 [H, W, 3] arrays from a uint8 [N, H, W, 3] batch, or from N arrays or PIL images of any sizes.
 
+    PIL images are turned upright by their EXIF orientation and made RGB as `to_rgb` does.
+
     Raises: ValueError naming the index and what was found for anything else (a single image is not a batch).
     """
     if isinstance(images, np.ndarray) and images.dtype != object:
@@ -76,7 +78,9 @@ def as_image_list(images: np.ndarray | Sequence[np.ndarray] | Sequence[Image.Ima
 
 def _as_array(index: int, image: object) -> np.ndarray:
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        if 0 in image.size:
+            raise ValueError(f"image {index} has no pixels: its size is {image.size[0]}×{image.size[1]} px")
+        return to_rgb(ImageOps.exif_transpose(image))
     if not isinstance(image, np.ndarray):
         raise ValueError(f"image {index} must be an array or a PIL image, got {type(image).__name__}")
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or 0 in image.shape:

@@ -1,0 +1,162 @@
+"""Weights found, read and shared: what is missing or wrong is one sentence with the remedy."""
+
+import os
+import pickle
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from xomni_rl.rewards.base import RewardUnavailableError
+from xomni_rl.rewards.models import (
+    Placement,
+    Source,
+    find_weights,
+    forget_models,
+    load_tensors,
+    read_tensors,
+    shared_model,
+)
+
+FILE = Source("scorer.pt", "https://example.org/scorer", "MIT")
+REPO = Source("the scorer folder", "https://example.org/scorer", "MIT", repo="nobody/scorer")
+
+
+def test_given_path_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"x")
+    assert find_weights("s", tmp_path / "a.pt", FILE) == tmp_path / "a.pt"
+
+
+@pytest.mark.parametrize(
+    ("weights", "source", "reason"),
+    [
+        (None, FILE, "its weights are not on this machine"),
+        ("there/is/no.pt", FILE, "there/is/no.pt does not exist"),
+        (None, REPO, "nobody/scorer is neither a file here nor in the model hub's cache, and cannot be fetched"),
+        ("some/body", REPO, "some/body is neither a file here nor in the model hub's cache, and cannot be fetched"),
+    ],
+)
+def test_missing_weights_say_what_to_download_from_where_under_which_licence(
+    weights: str | None, source: Source, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(RewardUnavailableError) as caught:
+        find_weights("score", weights, source)
+    said = str(caught.value)
+    assert said.startswith(f'reward "score": {reason}')
+    for part in (source.what, source.where, "licence: MIT", "weights=PATH"):
+        assert part in said
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    return {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.zeros(2)}
+
+
+@pytest.mark.parametrize("wrapped", [None, "state_dict", "model"])
+def test_torch_file_is_read_with_or_without_a_wrapper(tmp_path: Path, wrapped: str | None) -> None:
+    torch.save(tensors() if wrapped is None else {wrapped: tensors(), "epoch": 3}, tmp_path / "a.pt")
+    read = read_tensors("s", tmp_path / "a.pt", FILE)
+    assert sorted(read) == ["bias", "weight"]
+    assert torch.equal(read["weight"], tensors()["weight"])
+
+
+def test_safetensors_file_is_read(tmp_path: Path) -> None:
+    save_file(tensors(), tmp_path / "a.safetensors")
+    assert torch.equal(read_tensors("s", tmp_path / "a.safetensors", FILE)["weight"], tensors()["weight"])
+
+
+class Hostile:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(pickle.dumps({"weight": Hostile(tmp_path / "owned")}))
+    torch.save({"weight": Hostile(tmp_path / "owned")}, tmp_path / "b.pt")
+    for name in ("a.pt", "b.pt"):
+        with pytest.raises(RewardUnavailableError, match=rf"{name} cannot be read .*download scorer\.pt again"):
+            read_tensors("s", tmp_path / name, FILE)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_truncated_and_empty_files_are_named(tmp_path: Path) -> None:
+    torch.save(tensors(), tmp_path / "whole.pt")
+    (tmp_path / "half.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:200])
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    torch.save({"epoch": 3}, tmp_path / "no_tensors.pt")
+    for name in ("half.pt", "empty.safetensors", "no_tensors.pt"):
+        with pytest.raises(RewardUnavailableError, match=f"{name} cannot be read"):
+            read_tensors("s", tmp_path / name, FILE)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"bias": None}, "bias is missing"),
+        ({"more": torch.zeros(1)}, "more is unknown"),
+        ({"weight": torch.zeros(3, 2)}, r"weight is \[3, 2\] instead of \[2, 3\]"),
+    ],
+)
+def test_checkpoint_that_does_not_fit_names_the_first_tensor(change: dict[str, torch.Tensor | None], reason: str) -> None:
+    given = {name: value for name, value in (tensors() | change).items() if value is not None}
+    with pytest.raises(RewardUnavailableError, match=reason):
+        load_tensors("s", nn.Linear(3, 2), given, Path("a.pt"), FILE)
+
+
+def test_fitting_checkpoint_is_loaded() -> None:
+    module = nn.Linear(3, 2)
+    load_tensors("s", module, tensors(), Path("a.pt"), FILE)
+    assert torch.equal(module.weight, tensors()["weight"])
+
+
+def test_unknown_dtype_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match='"flaot32"; nearest: float32'):
+        Placement(dtype="flaot32")
+
+
+def test_device_that_is_not_there_is_a_sentence() -> None:
+    for device in ("cuda:99", "warp"):
+        with pytest.raises(RewardUnavailableError, match=f"device '{device}' cannot be used"):
+            Placement(device=device).torch_device()
+
+
+def test_model_is_loaded_once_even_from_many_threads_and_again_after_forgetting() -> None:
+    made = []
+
+    def load() -> tuple[nn.Module, dict[str, object]]:
+        made.append(nn.Linear(3, 2))
+        return made[-1], {"tokenizer": "t"}
+
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(shared_model(("test", "a"), Placement(device="cpu"), load)))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert all(model is found[0] for model in found)
+    assert not found[0].module.training
+    assert not any(p.requires_grad for p in found[0].module.parameters())
+    assert shared_model(("test", "b"), Placement(device="cpu"), load) is not found[0]
+    forget_models()
+    assert shared_model(("test", "a"), Placement(device="cpu"), load) is not found[0]
+
+
+def test_model_has_the_asked_dtype_and_gives_no_gradients() -> None:
+    placement = Placement(device="cpu", dtype="bfloat16", offload=True)
+    shared = shared_model(("test", "c"), placement, lambda: (nn.Linear(3, 2), {}))
+    with shared.use() as device:
+        out = shared.module(torch.zeros(1, 3, dtype=torch.bfloat16, device=device))
+    assert out.dtype == torch.bfloat16
+    assert not out.requires_grad
