@@ -24,7 +24,8 @@ from scipy.stats import bootstrap
 from xomni_rl.images import ImageFileError, load_image
 from xomni_rl.prompts import Prompt, load_prompts
 from xomni_rl.rewards.base import build_reward
-from xomni_rl.rewards.composite import Component, CompositeResult, CompositeReward
+from xomni_rl.rewards.component import Component
+from xomni_rl.rewards.composite import CompositeResult, CompositeReward
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")

@@ -1,12 +1,13 @@
-"""Several rewards as one: weights, normalisation, gates, log-only components, and what happens when one fails.
+"""Several rewards as one: weights, routing, caps, gates, normalisation, schedules, and what happens when one fails.
 
 The composite hands over the [N, K] component matrix; advantages are not its business. What it does to a component, in this
-order: orient (a lower-is-better score is negated), gate (a sample whose gate is closed gets the floor), normalise.
+order: route (prompts it is not asked about are NaN), orient (a lower-is-better score is negated), cap, gate (a sample whose
+gate is closed gets the floor), normalise. Weights come last, where components are averaged.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,29 +15,16 @@ import numpy as np
 from xomni_rl.images import as_image_list
 from xomni_rl.prompts import Prompt
 from xomni_rl.registry import unknown_name
-from xomni_rl.rewards.base import (
-    Images,
-    Reward,
-    RewardError,
-    RewardResult,
-    RewardUnavailableError,
-    build_reward,
-    check_lengths,
-    checked_result,
-)
+from xomni_rl.rewards.base import Images, RewardResult, build_reward, check_lengths
+from xomni_rl.rewards.combine import NORMALISATIONS, Gate, normalise_components, parse_gate, weighted_average
+from xomni_rl.rewards.component import Component
+from xomni_rl.rewards.lanes import run_in_lanes
+from xomni_rl.rewards.routing import Route
+from xomni_rl.rewards.schedule import Schedule
 
-NORMALISATIONS = ("none", "batch", "group")
 ON_FAILURE = ("stop", "drop")
-EPSILON = 1e-4
-"""Added to the standard deviation when normalising, in units of the normalised score."""
-
-_GATE = re.compile(r"\s*([\w.-]+)\s*(>=|<=|>|<)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
-_COMPARE: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
-    ">": np.greater,
-    ">=": np.greater_equal,
-    "<": np.less,
-    "<=": np.less_equal,
-}
+KEYS = ("components", "normalisation", "gates", "on_failure", "concurrency")
+COMPONENT_KEYS = ("reward", "weight", "options", "normalisation", "cap", "schedule", "when")
 
 
 @dataclass
@@ -46,10 +34,10 @@ class CompositeResult:
     Args:
         names: the K components.
         components: float32 [N, K], raw; NaN = not applicable (or failed).
-        normalised: float32 [N, K], oriented, gated and normalised: what advantages consume; NaN kept.
+        normalised: float32 [N, K], oriented, capped, gated and normalised: what advantages consume; NaN kept.
         weights: float32 [K]; 0 = logged only.
-        scores: float32 [N], weighted average of the oriented and gated components over the applicable ones with a weight;
-            NaN where none applies.
+        scores: float32 [N], weighted average of the oriented, capped and gated components over the applicable ones with a
+            weight; NaN where none applies.
         failed: bool [N], samples that some component failed on; all their components are NaN.
         details: N dicts component → detail of that reward.
         metrics: "<component>_<metric>" → float32 [N].
@@ -67,38 +55,18 @@ class CompositeResult:
     failures: dict[int, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Component:
-    """A reward under a name of its own, with its weight in the average (0 = logged only, negative = a penalty)."""
-
-    name: str
-    reward: Reward
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Gate:
-    """`component` counts only where `by` compares with `threshold`; elsewhere it gets its floor."""
-
-    component: str
-    by: str
-    comparison: str
-    threshold: float
-
-    def is_open(self, scores: np.ndarray) -> np.ndarray:
-        """bool [N] from raw scores [N]; open where the gating component does not apply (NaN)."""
-        return np.isnan(scores) | _COMPARE[self.comparison](scores, self.threshold)
-
-
 @dataclass
 class CompositeReward:
-    """Weighted rewards, called one after the other.
+    """Weighted rewards. Those with nothing in common are called at the same time; results are as if one after another.
 
     Args:
         parts: the components; names must differ.
-        normalisation: none, batch (each component to mean 0 and deviation 1 over the batch) or group (over each group).
+        normalisation: none, batch (a component to mean 0 and deviation 1 over the batch) or group (over each group); of
+            every component that does not say otherwise.
         gates: at most one per component.
-        on_failure: stop = the RewardError propagates; drop = failed samples are marked, and the others go on.
+        on_failure: stop = the RewardError of the first failing component propagates; drop = failed samples are marked, and
+            the others go on. A RewardUnavailableError always propagates.
+        concurrency: most components scored at a time; None = all, 1 = one after another.
     Raises: ValueError for anything that does not fit together.
     """
 
@@ -106,6 +74,7 @@ class CompositeReward:
     normalisation: str = "none"
     gates: Sequence[Gate] = ()
     on_failure: str = "stop"
+    concurrency: int | None = None
     names: tuple[str, ...] = field(init=False)
     weights: np.ndarray = field(init=False)
 
@@ -116,6 +85,8 @@ class CompositeReward:
         _check_choice("on_failure", self.on_failure, ON_FAILURE)
         if not self.parts:
             raise ValueError("a composite reward needs at least one component")
+        if self.concurrency is not None and self.concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, or null for all components at a time, got {self.concurrency}")
         for names, what in ((self.names, "components"), ([gate.component for gate in self.gates], "gates")):
             if len(set(names)) != len(names):
                 raise ValueError(f"{what} must have different names, got {', '.join(names)}")
@@ -128,23 +99,22 @@ class CompositeReward:
         Args:
             images: uint8 [N, H, W, 3], or N uint8 [H, W, 3] arrays or PIL images.
             prompts: N prompts.
-            group: int64 [N], which samples belong together; needed by normalisation="group".
+            group: int64 [N], which samples belong together; needed where a component's normalisation is "group".
         Raises: ValueError for lengths that differ or a missing group; RewardError if a component fails and
-            on_failure is "stop".
+            on_failure is "stop"; RewardUnavailableError if one cannot work at all.
         """
         pictures = as_image_list(images)
         check_lengths(len(pictures), prompts)
         groups = self._groups(group, len(pictures))
-        failures: dict[int, str] = {}
-        results = [self._call(part, pictures, prompts, failures) for part in self.parts]
+        results, failures = self._results(pictures, prompts)
         failed = np.isin(np.arange(len(pictures)), list(failures))
         components = np.stack([result.scores for result in results], axis=1)
         components[failed] = np.nan
-        usable = self._gated(components)
+        usable = self._usable(components)
         return CompositeResult(
             names=self.names,
             components=components,
-            normalised=normalise_components(usable, groups) if self.normalisation != "none" else usable,
+            normalised=self._normalised(usable, groups),
             weights=self.weights.copy(),
             scores=weighted_average(usable, self.weights),
             failed=failed,
@@ -160,8 +130,31 @@ class CompositeReward:
             failures=failures,
         )
 
+    def at(self, step: int) -> "CompositeReward":
+        """The composite with its weights as they are at a training step (the first is 1); itself if none is scheduled."""
+        if all(part.schedule is None for part in self.parts):
+            return self
+        return replace(self, parts=[replace(part, weight=_weight_at(part, step), schedule=None) for part in self.parts])
+
+    def varying_weights(self, step: int) -> dict[str, float]:
+        """Component → weight at a training step, of those whose weight changes during training."""
+        return {part.name: _weight_at(part, step) for part in self.parts if part.weight and _varies(part)}
+
+    def _results(self, images: list[np.ndarray], prompts: Sequence[Prompt]) -> tuple[list[RewardResult], dict[int, str]]:
+        """Each component's result, and "component: reason" by the index of each sample that one failed on."""
+        scorers = [id(part.scorer) for part in self.parts]
+        if self.on_failure == "stop":
+            return run_in_lanes([partial(part.scored, images, prompts) for part in self.parts], scorers, self.concurrency), {}
+        attempts = [partial(part.scored_where_possible, images, prompts) for part in self.parts]
+        outcomes = run_in_lanes(attempts, scorers, self.concurrency)
+        failures: dict[int, str] = {}
+        for name, (_, failed) in zip(self.names, outcomes, strict=True):
+            for index, reason in failed.items():
+                failures[index] = "; ".join(filter(None, [failures.get(index), f"{name}: {reason}"]))
+        return [result for result, _ in outcomes], failures
+
     def _groups(self, group: np.ndarray | None, count: int) -> np.ndarray:
-        if self.normalisation != "group":
+        if "group" not in self._normalisations():
             return np.zeros(count, dtype=np.int64)
         if group is None:
             raise ValueError('normalisation "group" needs group: int64 [N], which samples belong to one prompt')
@@ -169,40 +162,34 @@ class CompositeReward:
             raise ValueError(f"group must have shape [{count}], got {list(np.shape(group))}")
         return np.asarray(group, dtype=np.int64)
 
-    def _call(
-        self, part: Component, images: list[np.ndarray], prompts: Sequence[Prompt], failures: dict[int, str]
-    ) -> RewardResult:
-        """The component's result; under "drop", failed samples are NaN in it and get an entry in `failures`."""
-        try:
-            return _run(part, images, prompts)
-        except RewardError as error:
-            if self.on_failure == "stop":
-                raise
-            found = error.failures
-            if error.partial is None:
-                result, found = _one_by_one(part, images, prompts)
-            else:
-                result = checked_result(part.name, error.partial, len(images), part.reward.range)
-            for index, reason in found.items():
-                failures[index] = "; ".join(filter(None, [failures.get(index), f"{part.name}: {reason}"]))
-            return result
+    def _normalisations(self) -> list[str]:
+        return [part.normalisation or self.normalisation for part in self.parts]
 
-    def _gated(self, components: np.ndarray) -> np.ndarray:
-        """float32 [N, K]: components oriented so that higher is better, closed samples at the floor."""
-        signs = np.array([1.0 if part.reward.higher_is_better else -1.0 for part in self.parts], dtype=np.float32)
-        usable = components * signs
+    def _usable(self, components: np.ndarray) -> np.ndarray:
+        """float32 [N, K]: components oriented so that higher is better, capped, closed samples at the floor."""
+        usable = np.stack([part.oriented(components[:, k]) for k, part in enumerate(self.parts)], axis=1)
         for gate in self.gates:
             column = self.names.index(gate.component)
             closed = ~gate.is_open(components[:, self.names.index(gate.by)]) & ~np.isnan(components[:, column])
-            usable[closed, column] = signs[column] * self.parts[column].reward.floor
+            usable[closed, column] = self.parts[column].sign * self.parts[column].reward.floor
         return usable
 
+    def _normalised(self, usable: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """float32 [N, K]: each component normalised in its own way."""
+        normalised = usable.copy()
+        kinds = np.array(self._normalisations())
+        for kind, labels in (("batch", np.zeros_like(groups)), ("group", groups)):
+            if (kinds == kind).any():
+                normalised[:, kinds == kind] = normalise_components(usable[:, kinds == kind], labels)
+        return normalised
+
     def _check_weights(self) -> None:
-        for part in self.parts:
-            if not np.isfinite(part.weight):
-                raise ValueError(f'weight of "{part.name}" must be finite, got {part.weight}')
         if not self.weights.any():
             raise ValueError("every component has weight 0: there is nothing to train on")
+        # Weights are linear between knots and never change sign: if any is left at every knot, one is everywhere.
+        for step in sorted({step for part in self.parts if part.schedule for step, _ in part.schedule.knots}):
+            if not any(_weight_at(part, step) for part in self.parts):
+                raise ValueError(f"the schedules give every component weight 0 at step {step}: there is nothing to train on")
 
     def _check_gates(self) -> None:
         for gate in self.gates:
@@ -214,118 +201,65 @@ class CompositeReward:
                 raise ValueError(f'"{gate.component}" cannot be gated: it declares no finite floor (range)')
 
 
-def normalise_components(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """(x − mean) / (std + EPSILON) of each component over each group's applicable samples.
-
-    The deviation has N − 1 below (torch's and TRL's default); one applicable sample, and equal ones, become 0.
-
-    Args:
-        values: float [N, K]; NaN = not applicable, kept.
-        group: int [N].
-    Returns: float32 [N, K].
-    Raises: ValueError if the shapes differ.
-    Source: group normalisation per component is GDPO's, arXiv:2601.05242. Departs from it: its closing normalisation of
-        the summed advantages over the batch belongs to the advantage function.
-    """
-    if values.ndim != 2 or group.shape != values.shape[:1]:
-        raise ValueError(f"expected values [N, K] and group [N], got {list(values.shape)} and {list(group.shape)}")
-    normalised = np.full(values.shape, np.nan, dtype=np.float32)
-    for label in np.unique(group):
-        for column in range(values.shape[1]):
-            rows = np.flatnonzero((group == label) & ~np.isnan(values[:, column]))
-            scores = values[rows, column].astype(np.float64)
-            if len(rows):
-                deviation = scores.std(ddof=1) if len(rows) > 1 else 0.0
-                normalised[rows, column] = (scores - scores.mean()) / (deviation + EPSILON)
-    return normalised
-
-
-def weighted_average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Σ w·x / Σ |w| over the applicable components with a weight; NaN where there is none.
-
-    Args:
-        values: float [N, K]; NaN = not applicable.
-        weights: float [K]; negative = a penalty, 0 = logged only.
-    Returns: float32 [N].
-    """
-    present = ~np.isnan(values) & (weights != 0)
-    total = (present * np.abs(weights)).sum(axis=1, dtype=np.float64)
-    mass = (np.where(present, values, 0.0) * weights).sum(axis=1, dtype=np.float64)
-    return np.divide(mass, total, out=np.full(len(values), np.nan), where=total > 0).astype(np.float32)
-
-
 def build_composite(config: Mapping[str, Any]) -> CompositeReward:
     """A composite from its configuration.
 
     Args:
-        config: {components: {NAME: {reward: …, weight: 1.0, options: {…}}}, normalisation: none, gates:
-            {NAME: "OTHER > 0.2"}, on_failure: stop}; in a component, `reward` defaults to NAME.
+        config: {components: {NAME: {reward: …, weight: 1.0, options: {…}, …}}, normalisation: none, gates:
+            {NAME: "OTHER > 0.2"}, on_failure: stop, concurrency: null}. In a component, `reward` defaults to NAME; the
+            keys normalisation, cap, schedule ({step: factor}) and when (see `Route`) may be there too.
     Raises: ValueError with the nearest names for an unknown key; UnknownNameError for an unknown reward.
     """
-    _check_keys("key of the reward configuration", config, ("components", "normalisation", "gates", "on_failure"))
+    _check_keys("key of the reward configuration", config, KEYS)
     components = config.get("components") or {}
     if not isinstance(components, Mapping):
         raise ValueError(f"components must map names to rewards, got {components!r}")
+    concurrency = config.get("concurrency")
+    if concurrency is not None and type(concurrency) is not int:
+        raise ValueError(f"concurrency must be a whole number of at least 1, or null, got {concurrency!r}")
     return CompositeReward(
         parts=[_build_component(str(name), entry or {}) for name, entry in components.items()],
         normalisation=config.get("normalisation") or "none",
         gates=[parse_gate(str(name), str(rule)) for name, rule in (config.get("gates") or {}).items()],
         on_failure=config.get("on_failure") or "stop",
+        concurrency=concurrency,
     )
-
-
-def parse_gate(component: str, rule: str) -> Gate:
-    """A gate from "OTHER > 0.2" (also >=, <, <=). Raises: ValueError for another form."""
-    match = _GATE.fullmatch(rule)
-    if match is None:
-        raise ValueError(f'gate of "{component}" must read like "clip > 0.2" (>, >=, < or <=), got "{rule}"')
-    by, comparison, threshold = match.groups()
-    return Gate(component, by, comparison, float(threshold))
 
 
 def _build_component(name: str, entry: Mapping[str, Any]) -> Component:
     if not isinstance(entry, Mapping):
         raise ValueError(f'component "{name}" must have the keys reward, weight, options, got {entry!r}')
-    _check_keys(f'key of component "{name}"', entry, ("reward", "weight", "options"))
-    weight = entry.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise ValueError(f'weight of "{name}" must be a number, got {weight!r}')
-    options = {str(key): value for key, value in (entry.get("options") or {}).items()}
-    return Component(name, build_reward(str(entry.get("reward", name)), **options), float(weight))
-
-
-def _run(part: Component, images: list[np.ndarray], prompts: Sequence[Prompt]) -> RewardResult:
-    """One component over the batch, any failure of it being a RewardError under the component's name."""
+    _check_keys(f'key of component "{name}"', entry, COMPONENT_KEYS)
+    schedule, when = entry.get("schedule"), entry.get("when")
     try:
-        result = part.reward(images, prompts)
-    except RewardUnavailableError:
-        raise
-    except RewardError as error:
-        raise RewardError(part.name, error.failures, error.partial) from error
-    except Exception as error:
-        # Rewards from elsewhere raise what they like; which sample it was is not known.
-        reason = f"{type(error).__name__}: {error}"
-        raise RewardError(part.name, dict.fromkeys(range(len(images)), reason)) from error
-    return checked_result(part.name, result, len(images), part.reward.range)
+        made_schedule = None if schedule is None else Schedule.parse(schedule)
+        made_route = None if when is None else Route(str(when))
+    except ValueError as error:
+        raise ValueError(f'component "{name}": {error}') from error
+    options = {str(key): value for key, value in (entry.get("options") or {}).items()}
+    return Component(
+        name,
+        build_reward(str(entry.get("reward") or name), **options),
+        _number(name, "weight", entry.get("weight", 1.0)),
+        normalisation=entry.get("normalisation"),
+        cap=None if entry.get("cap") is None else _number(name, "cap", entry["cap"]),
+        schedule=made_schedule,
+        when=made_route,
+    )
 
 
-def _one_by_one(part: Component, images: list[np.ndarray], prompts: Sequence[Prompt]) -> tuple[RewardResult, dict[int, str]]:
-    """The component's result sample by sample after the batch failed, and index → reason where it fails again."""
-    failures: dict[int, str] = {}
-    scores = np.full(len(images), np.nan, dtype=np.float32)
-    details: list[dict[str, Any]] = [{} for _ in images]
-    metrics: dict[str, np.ndarray] = {}
-    for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-        try:
-            single = _run(part, [image], [prompt])
-        except RewardError as error:
-            failures[index] = "; ".join(error.failures.values())
-            details[index] = {"reason": failures[index]}
-            continue
-        scores[index], details[index] = single.scores[0], single.details[0]
-        for name, values in single.metrics.items():
-            metrics.setdefault(name, np.full(len(images), np.nan, dtype=np.float32))[index] = values[0]
-    return RewardResult(scores, details, metrics), failures
+def _number(component: str, key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f'{key} of "{component}" must be a number, got {value!r}')
+    return float(value)
+
+
+def _weight_at(part: Component, step: int) -> float:
+    return part.weight * (1.0 if part.schedule is None else part.schedule.factor(step))
+
+
+def _varies(part: Component) -> bool:
+    return part.schedule is not None and len({factor for _, factor in part.schedule.knots}) > 1
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -13,15 +13,9 @@ from xomni_rl.policies.advantages import combine_rewards
 from xomni_rl.prompts import Prompt
 from xomni_rl.registry import UnknownNameError
 from xomni_rl.rewards.base import FunctionReward, Reward, RewardError, RewardResult
-from xomni_rl.rewards.composite import (
-    Component,
-    CompositeReward,
-    Gate,
-    build_composite,
-    normalise_components,
-    parse_gate,
-    weighted_average,
-)
+from xomni_rl.rewards.combine import Gate, normalise_components, parse_gate, weighted_average
+from xomni_rl.rewards.component import Component
+from xomni_rl.rewards.composite import CompositeReward, build_composite
 
 unhurried = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 NAN = float("nan")
