@@ -38,13 +38,14 @@ class Source:
     file: str | None = None
 
 
-def find_weights(reward: str, weights: str | Path | None, source: Source) -> Path:
+def find_weights(reward: str, weights: str | Path | None, source: Source, option: str = "weights") -> Path:
     """The file or folder of a reward's weights: a local path, the cache of the model hub, or downloaded from there.
 
     Args:
         reward: name of the reward, for the message.
         weights: a path; a hub repository "owner/name"; None = the published ones.
         source: where the published ones come from.
+        option: the reward's option that `weights` was given as, for the message.
     Raises: RewardUnavailableError naming what to download, where it goes, and its licence.
     """
     if weights is not None and Path(weights).exists():
@@ -61,7 +62,7 @@ def find_weights(reward: str, weights: str | Path | None, source: Source) -> Pat
             )
     raise RewardUnavailableError(
         f'reward "{reward}": {reason}; download {source.what} from {source.where} (licence: {source.licence}) '
-        f"and give its path as the option weights=PATH"
+        f"and give its path as the option {option}=PATH"
     )
 
 
