@@ -89,6 +89,12 @@ def build_vlm(reward: str, vlm: Mapping[str, Any], source: Source = QWEN) -> Vlm
     return ServerVlm(**options, reward=reward)
 
 
+def check_questions(images: Sequence[np.ndarray], questions: Sequence[str]) -> None:
+    """Raises ValueError unless there is one image per question."""
+    if len(images) != len(questions):
+        raise ValueError(f"one image per question is needed, got {len(images)} images and {len(questions)} questions")
+
+
 def _check_options(reward: str, options: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     known = [name for name in fields if name not in ("reward", "source")]
     for option in options:
