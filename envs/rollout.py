@@ -113,7 +113,8 @@ def rollout(
     with _timed(times, "decode"):
         images = stack.decode(samples.tokens, size)
     group = np.repeat(np.arange(len(prompts), dtype=np.int64), group_size)
-    with _timed(times, "reward"):
+    # The trainer's mixed precision is the policy's; besides, it would reach only the rewards scored in this very thread.
+    with _timed(times, "reward"), torch.autocast(samples.tokens.device.type, enabled=False):
         rewards = reward(images, rows, group)
     return RolloutBatch(
         prompts=rows,

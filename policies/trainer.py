@@ -71,10 +71,10 @@ def train(
         config: resolved configuration, plain values; `seed`, `algorithm`, `trainer`, `run` and `resume` are read here, the
             rest is recorded. `run` must name a folder, or `resume` a run folder or one of its checkpoints.
         policy: what is trained, in place.
-        reward: composite reward of the rollouts; seen as numbers only.
+        reward: composite reward of the rollouts, seen as numbers only; its weights may be scheduled.
         train_prompts: prompts trained on, with different ids.
         heldout_prompts: prompts evaluated on; none = no evaluation.
-        evaluation_reward: composite reward of the evaluation; None = `reward`.
+        evaluation_reward: composite reward of the evaluation; None = `reward` with its full weights.
         console: where progress is shown; None = standard error.
     Returns: the summary, also in `summary.json`.
     Raises: SettingsError, AlgorithmError, RunFolderError, CheckpointError for what a person must put right; TrainingError
@@ -142,9 +142,10 @@ class Trainer:
         prompts = prompts_of_step(self.train_prompts, settings.prompts_per_step, step, settings.seed)
         with self.accelerator.autocast():
             batch = self.policy.rollout(
-                prompts, self.reward, group_size=settings.group_size, seed=stream_seed(settings.seed, step)
+                prompts, self.reward.at(step), group_size=settings.group_size, seed=stream_seed(settings.seed, step)
             )
-        metrics = rollout_metrics(batch)
+        weights = self.reward.varying_weights(step)
+        metrics = rollout_metrics(batch) | {f"weight/{name}": weight for name, weight in weights.items()}
         began = time.perf_counter()
         experience = self.learner.experience(batch)
         metrics |= self._update(step, batch, experience)

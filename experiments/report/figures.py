@@ -69,7 +69,7 @@ def bucket_means(frame: pd.DataFrame, limit: int = AREA_POINTS) -> pd.DataFrame:
 def panels(run: RunData) -> dict[str, list[Panel]]:
     """Section key → its panels, in the order of the page."""
     sections: dict[str, Sequence[Callable[[RunData], Panel | None]]] = {
-        "curves": (_reward, _heldout, _components),
+        "curves": (_reward, _heldout, _components, _weights),
         "health": (_kl, _entropy, _clip_fraction, _exactness, _gradient, _shares, _loss, _learning_rate),
         "time": (_step_time,),
         "advantages": (_advantages,),
@@ -160,6 +160,12 @@ def _components(run: RunData) -> Panel | None:
     figure = _lines(run, columns, "mean raw score")
     note = "Every component and further metric on its own, weight 0 included; click a name to hide it."
     return figure and Panel("components", "Reward components", note, figure, wide=True)
+
+
+def _weights(run: RunData) -> Panel | None:
+    columns = {c: c.removeprefix("weight/") for c in run.metrics.columns if c.startswith("weight/")}
+    figure = _lines(run, columns, "weight")
+    return figure and Panel("weights", "Scheduled weights", "Of the components whose weight changes over training.", figure)
 
 
 def _kl(run: RunData) -> Panel | None:

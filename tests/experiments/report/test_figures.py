@@ -104,3 +104,10 @@ def test_equal_curves_become_one_with_both_names(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     (panel,) = (p for p in panels(read_run(tmp_path))["curves"] if p.key == "components")
     assert [curve.name for curve in panel.figure.data] == ["ocr = char", "exact"]
+
+
+def test_scheduled_weights_have_a_panel(tmp_path: Path) -> None:
+    lines = [f'{{"step": {i}, "weight/ocr": {1 / i}}}' for i in range(1, 4)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    (panel,) = panels(read_run(tmp_path))["curves"]
+    assert (panel.key, panel.figure.data[0].name) == ("weights", "ocr")
