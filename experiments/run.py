@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from xomni_rl.policies.trainer import train
 from xomni_rl.policies.training_state import TrainSummary, load_weights
 from xomni_rl.prompts import Prompt, prompt_sets
 from xomni_rl.registry import unknown_name
-from xomni_rl.rewards.composite import build_composite
+from xomni_rl.rewards.composite import CompositeReward, build_composite
+from xomni_rl.rewards.health import check_before_training
 from xomni_rl.stack.stack import Stack
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -71,15 +73,29 @@ def build_parts(config: Mapping[str, Any]) -> dict[str, Any]:
     reward = build_composite(config["reward"])
     evaluation = settings.evaluation.reward
     same = evaluation is None or dict(evaluation) == dict(config["reward"])
+    evaluation_reward = reward if same else build_composite(evaluation or {})
+    checks = checked_rewards(reward, None if same else evaluation_reward)
     stack = load_stack(config.get("model") or {})
     checkpointing = bool((config.get("model") or {}).get("gradient_checkpointing", False))
     return {
         "policy": StackPolicy(stack, settings.sampling, gradient_checkpointing=checkpointing),
         "reward": reward,
-        "evaluation_reward": reward if same else build_composite(evaluation or {}),
+        "evaluation_reward": evaluation_reward,
+        "reward_checks": checks,
         "train_prompts": load_split(config, "train", settings.seed),
         "heldout_prompts": load_split(config, "heldout", settings.seed),
     }
+
+
+def checked_rewards(reward: CompositeReward, evaluation: CompositeReward | None) -> list[dict[str, Any]]:
+    """What the quick check found of every component, the evaluation's own ones under "evaluation/NAME".
+
+    Raises: RewardUnavailableError for a component that cannot be loaded, or cannot score its own calibration pair.
+    """
+    found = [asdict(health) for health in check_before_training(reward)]
+    for health in check_before_training(evaluation) if evaluation else ():
+        found.append(asdict(health) | {"name": f"evaluation/{health.name}"})
+    return found
 
 
 def load_stack(model: Mapping[str, Any]) -> Stack:

@@ -63,6 +63,7 @@ def train(
     train_prompts: Sequence[Prompt],
     heldout_prompts: Sequence[Prompt] = (),
     evaluation_reward: Any = None,
+    reward_checks: Sequence[Mapping[str, Any]] = (),
     console: Console | None = None,
 ) -> TrainSummary:
     """Trains a policy and writes the run folder; `xomni_rl.experiments.run.run_training` builds the parts from a config.
@@ -75,12 +76,14 @@ def train(
         train_prompts: prompts trained on, with different ids.
         heldout_prompts: prompts evaluated on; none = no evaluation.
         evaluation_reward: composite reward of the evaluation; None = `reward` with its full weights.
+        reward_checks: what the check of the rewards found, for `reward_checks.json`; their `warnings` are shown.
         console: where progress is shown; None = standard error.
     Returns: the summary, also in `summary.json`.
     Raises: SettingsError, AlgorithmError, RunFolderError, CheckpointError for what a person must put right; TrainingError
         for a loss or gradient that is not finite (the batch is saved); RewardError as the reward raises it.
     """
     trainer = Trainer(config, policy, reward, train_prompts, heldout_prompts, evaluation_reward or reward, console)
+    trainer.reward_checks = reward_checks
     return trainer.run()
 
 
@@ -104,6 +107,7 @@ class Trainer:
         self.folder, self.start = run_and_checkpoint(config)
         self.goes_on = bool(config.get("resume"))
         self.config = {**config, "run": str(self.folder.path), "resume": None}
+        self.reward_checks: Sequence[Mapping[str, Any]] = ()
         self.store = CheckpointStore(self.folder.checkpoints, settings.keep_checkpoints)
         self.display = Display(console, settings.steps, settings.max_seconds)
         self.progress = Progress()
@@ -287,6 +291,9 @@ class Trainer:
         write_config(self.folder.config, self.config)
         if not self.folder.manifest.exists():
             write_json(self.folder.manifest, self._manifest())
+        write_json(self.folder.path / "reward_checks.json", {str(check["name"]): dict(check) for check in self.reward_checks})
+        for warning in (warning for check in self.reward_checks for warning in check["warnings"]):
+            self.display.warn(warning)
         self._start_trackers()
         # A run may go on from a step whose checkpoint used up the time: only an evaluated step can be the last one.
         evaluated = not self.evaluates or self.progress.heldout.get("after", {}).get("step") == self.progress.step
