@@ -118,25 +118,54 @@ def bench(
 
 
 def doctor(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[reward=NAME reward.…=VALUE …]", help="Examine this reward, and nothing else.", show_default=False
+        ),
+    ] = None,
     golden: Annotated[
         Path | None, typer.Option(help="Compare with the fixtures of this folder, and nothing else.", show_default=False)
     ] = None,
 ) -> None:
-    """Is this installation in order?
+    """Is this installation in order? Is this reward?
 
-    Checks versions, the machine, the embedded weights and every reward on its good and bad image; with --golden, parity
-    with the public implementation. Exit status 1 if something is not in order.
+    Checks versions, the machine, the embedded weights and every reward on its good and bad image. With reward=NAME, examines
+    its components: calibration scores, time, memory, versions, hashes, and whether it is constant, out of range, random or
+    dependent on the batch. With --golden, parity with the public implementation. Exit status 1 if something is not in order.
 
     Examples:
 
     • xomni-rl doctor
 
+    • xomni-rl doctor reward=ocr reward.components.ocr.options.metric=f1
+
     • xomni-rl doctor --golden tests/golden
     """
-    from xomni_rl.experiments.doctor import check_golden, check_installation
+    config = reward_of(overrides) if overrides else None
+    from xomni_rl.experiments.doctor import check_golden, check_installation, check_rewards
 
-    if not (check_installation() if golden is None else check_golden(golden)):
+    if config is not None:
+        from xomni_rl.rewards.composite import build_composite
+
+        in_order = check_rewards(build_composite(config))
+    else:
+        in_order = check_installation() if golden is None else check_golden(golden)
+    if not in_order:
         raise typer.Exit(1)
+
+
+def reward_of(overrides: list[str]) -> dict[str, Any]:
+    """["reward=ocr", "reward.components.ocr.weight=2"] as the configuration of a composite.
+
+    Raises: ConfigError without a reward=NAME, with an option among them, or for what cannot be composed.
+    """
+    from xomni_rl.config import reward_config
+
+    choices = [override.removeprefix("reward=") for override in overrides if override.startswith("reward=")]
+    if len(choices) != 1:
+        raise ConfigError("name the reward once, as in reward=ocr; its options follow as reward.components.NAME.KEY=VALUE")
+    return reward_config(choices[0], [override for override in overrides if not override.startswith("reward=")])
 
 
 def benchmarks() -> dict[str, tuple[Path, str]]:
