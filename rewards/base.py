@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ from xomni_rl.images import as_image_list
 from xomni_rl.prompts import Prompt
 from xomni_rl.registry import Registry, unknown_name
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Images = np.ndarray | Sequence[np.ndarray] | Sequence[Image.Image]
 
 
@@ -133,8 +134,8 @@ class Reward(ABC):
 class FunctionReward(Reward):
     """A plain function `(images, prompts, **options) -> RewardResult or [N] numbers` as a reward.
 
-    The function may carry `version`, `range`, `higher_is_better`, `needs`, `cost` and `self_check` as attributes;
-    without a `range` it is unbounded.
+    The function may carry `version`, `range`, `higher_is_better`, `needs`, `cost` and `self_check` as attributes, which
+    the decorator `reward` sets; without a `range` it is unbounded.
     """
 
     defaults: ClassVar[dict[str, Any]] = {
@@ -169,6 +170,43 @@ class FunctionReward(Reward):
 rewards: Registry[type[Reward] | Callable[..., Any]] = Registry(
     "reward", package="xomni_rl.rewards", entry_point_group="xomni_rl.rewards"
 )
+
+
+def reward(
+    name: str | None = None,
+    *,
+    version: str = "1",
+    range: tuple[float, float] = (-np.inf, np.inf),
+    higher_is_better: bool = True,
+    needs: Sequence[str] = (),
+    cost: str = "",
+    self_check: Callable[[], tuple[np.ndarray, np.ndarray, Prompt]] | None = None,
+) -> Callable[[Function], Function]:
+    """Decorator that says of a plain function `(images, prompts, **options)` what a `Reward` class says of itself.
+
+    Args:
+        name: also registers it under this name; None = reached as `module:function` or by an entry point.
+        version, range, higher_is_better, needs, cost: see `Reward`.
+        self_check: a function that returns (good image, worthless image, prompt).
+    Raises: ValueError for a range that is none, or an unknown field in `needs`.
+    """
+    if name is not None and not isinstance(name, str):
+        raise ValueError('write @reward() or @reward("name"), with parentheses')
+    low, high = range
+    if not low < high:
+        raise ValueError(f"the range of a reward goes from its lowest to its highest score, got ({low:g}, {high:g})")
+    for need in needs:
+        if need not in Prompt.__dataclass_fields__:
+            raise ValueError(unknown_name("field of a prompt", need, Prompt.__dataclass_fields__))
+    attributes = {"version": version, "range": (low, high), "higher_is_better": higher_is_better, "needs": tuple(needs)}
+    attributes |= {"cost": cost} | ({"self_check": self_check} if self_check else {})
+
+    def declare(function: Function) -> Function:
+        for attribute, value in attributes.items():
+            setattr(function, attribute, value)
+        return function if name is None else rewards.register(name)(function)
+
+    return declare
 
 
 def build_reward(name: str, **options: Any) -> Reward:
