@@ -1,4 +1,4 @@
-"""The embedded OCR engine: the PP-OCR models inside the `rapidocr` wheel, run in batches by onnxruntime.
+"""The embedded OCR engine: PP-OCR models, inside the `rapidocr` wheel and in this package, run in batches by onnxruntime.
 
 Recognition runs the ONNX model directly instead of calling RapidOCR once per image, in batches spread over threads whose
 calls use one core each. RapidOCR pads every crop to 320 px, and the padding changes what is read: at any narrower width
@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
+from xomni_rl import weights
+from xomni_rl.rewards.base import RewardUnavailableError
+from xomni_rl.rewards.ocr_readers import Line, Pages
 
 HEIGHT = 48
 """Height in px at which the recogniser reads a line."""
@@ -40,7 +44,8 @@ DETECTION_SIDE = 960
 """Longest side in px that detection sees; smaller images keep their size (upscaling them costs time, not accuracy)."""
 MAX_ASPECT = 48
 """Thinnest image that detection is given."""
-TESTED_MODEL = "PP-OCRv6_rec_small.onnx"
+TESTED_MODELS = {"rec": "PP-OCRv6_rec_small.onnx", "det": "PP-OCRv6_det_small.onnx"}
+SECOND_MODEL = "ch_PP-OCRv4_rec_infer.onnx"
 
 _lock = threading.Lock()
 Item = TypeVar("Item")
@@ -48,22 +53,15 @@ Answer = TypeVar("Answer")
 
 
 class OcrEngineError(RuntimeError):
-    """The engine cannot be loaded or cannot read."""
+    """One image cannot be read."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of text as read.
+class Reading(Line):
+    """A line with the least probability of any of its positions, blanks included, in [0, 1]."""
 
-    Args:
-        text: what was read; empty for no text.
-        confidence: mean probability of its characters in [0, 1]; 0 for no text.
-        certainty: least probability of any position, blanks included, in [0, 1].
-    """
-
-    text: str
-    confidence: float
-    certainty: float
+    confidence: float = 0.0
+    certainty: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,30 @@ class OcrEngine:
     Args:
         model_path: another CTC recognition model of PaddleOCR's family; None = the one in the wheel.
         workers: threads; None = the number of usable cores.
+        layout: what `read` does: "line" = every image is one line; "auto" = find the lines first.
     """
 
     model_path: str | None = None
     workers: int | None = None
+    layout: str = "auto"
+
+    def read(self, images: Sequence[np.ndarray]) -> Pages:
+        """Lines of N uint8 [H, W, 3] images, and index → reason for failed ones. Raises: RewardUnavailableError."""
+        if self.layout == "auto":
+            return self.read_pages(images)
+        lines, failures = self.read_lines(images)
+        return [[] if line is None else [line] for line in lines], failures
+
+    def load(self) -> None:
+        """Raises: RewardUnavailableError if a model is missing, damaged or no recogniser."""
+        self.recogniser()
+        if self.layout == "auto":
+            _detector()
+
+    def files(self) -> tuple[Path, ...]:
+        """The recognition model, and the detection model if lines are looked for. Raises: RewardUnavailableError."""
+        recognition = _model_file(self.model_path)
+        return (recognition, wheel_model("det")) if self.layout == "auto" else (recognition,)
 
     def read_lines(self, crops: Sequence[np.ndarray]) -> tuple[list[Line | None], dict[int, str]]:
         """Reads crops of one line each.
@@ -93,7 +111,7 @@ class OcrEngine:
         Args:
             crops: N uint8 [H, W, 3] RGB.
         Returns: N lines, None where reading failed; and index → reason for those.
-        Raises: OcrEngineError if the model cannot be loaded.
+        Raises: RewardUnavailableError if the model cannot be loaded.
         """
         recogniser = self.recogniser()
         widths = [padded_widths(*crop.shape[:2]) for crop in crops]
@@ -101,21 +119,21 @@ class OcrEngine:
         unsure = [
             index
             for index, (answer, (first, full)) in enumerate(zip(answers, widths, strict=True))
-            if isinstance(answer, Line) and answer.certainty < SURE and first < full
+            if isinstance(answer, Reading) and answer.certainty < SURE and first < full
         ]
         again = self._read(recogniser, [crops[index] for index in unsure], [widths[index][1] for index in unsure])
         for index, answer in zip(unsure, again, strict=True):
             answers[index] = answer
         failures = {index: str(answer) for index, answer in enumerate(answers) if isinstance(answer, OcrEngineError)}
-        return [answer if isinstance(answer, Line) else None for answer in answers], failures
+        return [answer if isinstance(answer, Reading) else None for answer in answers], failures
 
-    def read_pages(self, images: Sequence[np.ndarray]) -> tuple[list[list[Line]], dict[int, str]]:
+    def read_pages(self, images: Sequence[np.ndarray]) -> Pages:
         """Finds and reads all lines of images, in reading order (top to bottom, then left to right).
 
         Args:
             images: N uint8 [H, W, 3] RGB.
         Returns: N lists of lines, empty where there is no text; and index → reason for images that failed.
-        Raises: OcrEngineError if a model cannot be loaded.
+        Raises: RewardUnavailableError if a model cannot be loaded.
         """
         detector = _detector()
         found = self._map(lambda image: _detect(detector, image), images)
@@ -130,11 +148,13 @@ class OcrEngine:
         return pages, failures | {owners[index]: reason for index, reason in failed.items()}
 
     def recogniser(self) -> Recogniser:
-        """The loaded model. Raises: OcrEngineError if it is missing, damaged or no recogniser."""
+        """The loaded model. Raises: RewardUnavailableError if it is missing, damaged or no recogniser."""
         with _lock:
             return _load_recogniser(self.model_path)
 
-    def _read(self, recogniser: Recogniser, crops: Sequence[np.ndarray], widths: Sequence[int]) -> list[Line | OcrEngineError]:
+    def _read(
+        self, recogniser: Recogniser, crops: Sequence[np.ndarray], widths: Sequence[int]
+    ) -> list[Reading | OcrEngineError]:
         """One line or error per crop, each padded to its width."""
         batches = _cut(widths, self._threads())
         read = self._map(lambda batch: _read_batch(recogniser, [(crops[i], widths[i]) for i in batch]), batches)
@@ -161,24 +181,45 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def wheel_model() -> Path:
-    """The recognition model inside the rapidocr wheel.
+def wheel_model(task: str = "rec") -> Path:
+    """The recognition ("rec") or detection ("det") model inside the rapidocr wheel.
 
-    Raises: OcrEngineError if rapidocr is not installed or holds no model, or several unknown ones (scores must not depend
-        on which was downloaded last).
+    Raises: RewardUnavailableError if rapidocr is not installed or holds no such model, or several unknown ones (scores must
+        not depend on which was downloaded last).
     """
     try:
         import rapidocr
     except ImportError as error:
-        raise OcrEngineError(f"rapidocr cannot be imported: {error}") from error
+        raise _unavailable(f"rapidocr cannot be imported ({error}); install it: pip install rapidocr") from error
     folder = Path(rapidocr.__file__).parent / "models"
-    if (folder / TESTED_MODEL).is_file():
-        return folder / TESTED_MODEL
-    models = sorted(folder.glob("*rec*.onnx"))
+    if (folder / TESTED_MODELS[task]).is_file():
+        return folder / TESTED_MODELS[task]
+    models = sorted(folder.glob(f"*{task}*.onnx"))
     if len(models) != 1:
         names = ", ".join(model.name for model in models) or "none"
-        raise OcrEngineError(f"expected one recognition model in {folder}, found {names}; choose one with model_path")
+        remedy = (
+            "choose one with model_path"
+            if task == "rec"
+            else "install the release that this was tested with: pip install rapidocr==3.10"
+        )
+        raise _unavailable(f"expected one {task} model in {folder}, found {names}; {remedy}")
     return models[0]
+
+
+def second_model() -> Path:
+    """The recognition model of the second reader, PP-OCRv4; its card lies beside it."""
+    return Path(weights.__file__).parent / "ppocrv4" / SECOND_MODEL
+
+
+def _model_file(model_path: str | None) -> Path:
+    path = wheel_model() if model_path is None else Path(model_path)
+    if not path.is_file():
+        raise _unavailable(f"there is no recognition model {path}; give the ONNX file of one as model_path")
+    return path
+
+
+def _unavailable(reason: str) -> RewardUnavailableError:
+    return RewardUnavailableError(f'reward "ocr": {reason}')
 
 
 def line_width(height: int, width: int) -> int:
@@ -198,7 +239,7 @@ def _round_up(width: int) -> int:
     return -(-width // WIDTH_STEP) * WIDTH_STEP
 
 
-def greedy_ctc(probabilities: np.ndarray, alphabet: Sequence[str]) -> list[Line]:
+def greedy_ctc(probabilities: np.ndarray, alphabet: Sequence[str]) -> list[Reading]:
     """Best path of CTC: the likeliest class per position, repeats merged, blanks (class 0) dropped.
 
     Args:
@@ -218,7 +259,7 @@ def greedy_ctc(probabilities: np.ndarray, alphabet: Sequence[str]) -> list[Line]
         kept[1:] &= row[1:] != row[:-1]
         text = "".join(alphabet[index] for index in row[kept])
         confidence = float(chances[kept].mean()) if kept.any() else 0.0
-        lines.append(Line(text, confidence, float(chances.min())))
+        lines.append(Reading(text, confidence, float(chances.min())))
     return lines
 
 
@@ -227,10 +268,8 @@ def _load_recogniser(model_path: str | None) -> Recogniser:
     try:
         import onnxruntime
     except ImportError as error:
-        raise OcrEngineError(f"onnxruntime cannot be imported: {error}") from error
-    path = wheel_model() if model_path is None else Path(model_path)
-    if not path.is_file():
-        raise OcrEngineError(f"there is no recognition model {path}")
+        raise _unavailable(f"onnxruntime cannot be imported ({error}); install it: pip install onnxruntime") from error
+    path = _model_file(model_path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # the caller's thread does the work; batches run side by side
     options.inter_op_num_threads = 1
@@ -238,15 +277,15 @@ def _load_recogniser(model_path: str | None) -> Recogniser:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class
-        raise OcrEngineError(f"{path} cannot be loaded: {error}") from error
+        raise _unavailable(f"{path} cannot be loaded, get it anew ({error})") from error
     characters = session.get_modelmeta().custom_metadata_map.get("character")
     if characters is None:
-        raise OcrEngineError(f'{path} is no text recogniser: its metadata has no "character" alphabet')
+        raise _unavailable(f'{path} is no text recogniser: its metadata has no "character" alphabet')
     # Not splitlines(): the alphabet may hold U+2028 and its like as characters of their own.
     alphabet = ("", *characters.rstrip("\n").replace("\r\n", "\n").split("\n"), " ")
     classes = session.get_outputs()[0].shape[-1]
     if classes != len(alphabet):
-        raise OcrEngineError(f"{path}: {classes} classes do not fit an alphabet of {len(alphabet)} characters")
+        raise _unavailable(f"{path}: {classes} classes do not fit an alphabet of {len(alphabet)} characters")
     return Recogniser(session, session.get_inputs()[0].name, alphabet)
 
 
@@ -262,7 +301,7 @@ def _cut(widths: Sequence[int], threads: int) -> list[list[int]]:
     return batches
 
 
-def _read_batch(recogniser: Recogniser, batch: list[tuple[np.ndarray, int]]) -> list[Line | OcrEngineError]:
+def _read_batch(recogniser: Recogniser, batch: list[tuple[np.ndarray, int]]) -> list[Reading | OcrEngineError]:
     """One line or error per (crop, width); a batch that fails is read again one by one, to find which it was."""
     try:
         return list(_recognise(recogniser, batch))
@@ -272,7 +311,7 @@ def _read_batch(recogniser: Recogniser, batch: list[tuple[np.ndarray, int]]) -> 
         return [answer for single in batch for answer in _read_batch(recogniser, [single])]
 
 
-def _recognise(recogniser: Recogniser, batch: Sequence[tuple[np.ndarray, int]]) -> list[Line]:
+def _recognise(recogniser: Recogniser, batch: Sequence[tuple[np.ndarray, int]]) -> list[Reading]:
     inputs = np.stack([_prepare(crop, width) for crop, width in batch])
     probabilities = recogniser.session.run(None, {recogniser.input_name: inputs})[0]
     return greedy_ctc(probabilities, recogniser.alphabet)
@@ -302,14 +341,19 @@ def _load_detector() -> Any:
         return RapidOCR(
             params={
                 "Global.log_level": "critical",  # "no text found" is an answer, not worth a log line per image
+                "Det.model_path": str(wheel_model("det")),
                 "Det.limit_type": "max",
                 "Det.limit_side_len": DETECTION_SIDE,
                 "EngineConfig.onnxruntime.intra_op_num_threads": 1,
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }
         )
+    except RewardUnavailableError:
+        raise
     except Exception as error:  # a missing package, a damaged model or a refused option: none has a common class
-        raise OcrEngineError(f"RapidOCR's text detection cannot be loaded: {error}") from error
+        raise _unavailable(
+            f"RapidOCR's text detection cannot be loaded ({error}); install it anew: pip install rapidocr"
+        ) from error
 
 
 def _detect(detector: Any, image: np.ndarray) -> list[np.ndarray] | OcrEngineError:

@@ -1,7 +1,8 @@
 """How close a read text is to the wanted one: pure functions on strings, without images or models.
 
 The whole read text counts, so that extra text costs something: a page of spam that contains the target is far from it in
-`edit`, `cer`, `exact`, `precision` and `f1`. Only `recall` is blind to spam; it is there to compare with published tables.
+`edit`, `cer`, `exact`, `precision` and `f1`. `recall`, `longtext` and `published_edit` are blind to spam; they are there to
+compare with published tables.
 """
 
 import itertools
@@ -21,6 +22,9 @@ _CJK = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-
 _CJK_PUNCTUATION = "\u3001-\u3004\u3008-\u301f\uff01-\uff0f\uff1a-\uff20"
 _SPACE_BESIDE_CJK = re.compile(rf"(?<=[{_CJK}{_CJK_PUNCTUATION}])\s+(?=[{_CJK}{_CJK_PUNCTUATION}])")
 _TOKEN = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+(?:['’][^\W_{_CJK}]+)*")
+
+# What LongText-Bench keeps: the ideographs that Unicode 1.1 had, not their extensions; French accents, not other ones.
+_LONGTEXT_DROPS = re.compile(r"[^\u4e00-\u9fa5a-zA-Z0-9\sàâäéèêëîïôöùûüçÀÂÄÉÈÊËÎÏÔÖÙÛÜÇ]")
 
 UNICODE_FORMS = ("NFKC", "NFC", "none")
 
@@ -96,6 +100,60 @@ METRICS: dict[str, Callable[[str, str], float]] = {
     "recall": recall,
     "f1": f1,
 }
+
+
+def longtext_counts(recognised: str, ground_truth: Sequence[str], language: str) -> tuple[int, int]:
+    """How many of the wanted words (in Chinese: characters) were read, as LongText-Bench counts them.
+
+    Kept are letters without accents and with the French ones, digits and common Chinese characters; everything else is
+    deleted, not made a space, so "don't" is "dont". English is lower-cased and split at spaces; Chinese keeps its case and
+    loses its spaces. Then multisets are compared.
+
+    The benchmark's score of a file is the sum of `matched` over the sum of `total`: long texts weigh more. The mean of
+    matched / total over samples, which is what a reward logs, is another number.
+
+    Args:
+        recognised: everything that was read in the image.
+        ground_truth: the texts asked for.
+        language: ISO 639-1 code of the prompt; "zh" counts characters, any other words.
+    Returns: (matched, total); total is 0 if nothing of the ground truth is kept.
+    Source: X-Omni's LongText-Bench, arXiv:2507.22058. Its removal of boiler-plate answers of the reading model belongs to
+        the reader, not to the count.
+    """
+    read, wanted = (_longtext_units(text, language) for text in (recognised, " ".join(ground_truth)))
+    return (read & wanted).total(), wanted.total()
+
+
+def _longtext_units(text: str, language: str) -> Counter[str]:
+    kept = _LONGTEXT_DROPS.sub("", text)
+    return Counter("".join(kept.split())) if language == "zh" else Counter(kept.lower().split())
+
+
+def published_target(prompt: str) -> str | None:
+    """The text that `published_edit` asks for: between the first two straight double quotes of the prompt, lower-cased.
+
+    Spaces are removed; a quote that nothing closes goes to the end of the prompt. None if there is no quote or nothing in it.
+    """
+    parts = prompt.split('"')
+    return parts[1].replace(" ", "").lower() or None if len(parts) > 1 else None
+
+
+def published_edit(lines: Sequence[str], target: str) -> float:
+    """1 − min(distance, len(target)) / len(target), or 1 if the target is part of what was read: for comparison only.
+
+    This is the OCR reward that public training projects share (Flow-GRPO's and its descendants'). Known flaws: spam that
+    contains the target scores 1; curly and CJK quotes and every span after the first are ignored; all lines are run
+    together without spaces or case. Departs from it: a prompt without quotes has no score here, and crashes there.
+
+    Args:
+        lines: what was read, line by line.
+        target: of `published_target`, not empty.
+    Returns: in [0, 1].
+    """
+    read = "".join(lines).replace(" ", "").lower()
+    if target in read:
+        return 1.0
+    return 1.0 - min(edit_distance(read, target), len(target)) / len(target)
 
 
 def joined_target(read: str, targets: Sequence[str]) -> str:

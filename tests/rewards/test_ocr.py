@@ -10,18 +10,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from xomni_rl.prompt_sets.signs import render_sign
 from xomni_rl.prompts import Prompt
-from xomni_rl.rewards.base import RewardError, RewardResult, build_reward
+from xomni_rl.rewards.base import RewardResult, RewardUnavailableError, build_reward
 from xomni_rl.rewards.ocr_engine import (
     FULL_WIDTH,
     NARROW,
+    TESTED_MODELS,
     OcrEngine,
     OcrEngineError,
     greedy_ctc,
     padded_widths,
     wheel_model,
 )
-
-DETECTION_MODEL = wheel_model().with_name("PP-OCRv6_det_small.onnx")
 
 
 def wanted(*texts: str, text: str = "a sign") -> Prompt:
@@ -220,23 +219,35 @@ def test_alphabet_of_another_length_raises() -> None:
 
 
 @pytest.mark.parametrize("layout", ["line", "auto"])
-def test_missing_model_is_a_failure_of_every_applicable_sample(layout: str) -> None:
-    images = [page("HELLO")] * 2
-    with pytest.raises(RewardError, match=r"there is no recognition model .*none\.onnx") as caught:
-        score(images, [Prompt("q", "a cat"), wanted("HELLO")], layout=layout, model_path="none.onnx")
-    assert list(caught.value.failures) == [1]
+def test_missing_model_makes_the_reward_unavailable(layout: str) -> None:
+    missing = build_reward("ocr", layout=layout, model_path="none.onnx")
+    message = r'^reward "ocr": there is no recognition model none\.onnx; give .* as model_path$'
+    for use in (missing.load, missing.files, lambda: missing([page("HELLO")], [wanted("HELLO")])):
+        with pytest.raises(RewardUnavailableError, match=message):
+            use()
 
 
-def test_damaged_model_is_a_failure(tmp_path: Path) -> None:
+def test_prompts_without_targets_need_no_model() -> None:
+    result = score([page("HELLO")], [Prompt("q", "a cat")], model_path="none.onnx")
+    assert np.isnan(result.scores).all()
+
+
+def test_damaged_model_makes_the_reward_unavailable(tmp_path: Path) -> None:
     damaged = tmp_path / "rec.onnx"
     damaged.write_bytes(wheel_model().read_bytes()[:1000])
-    with pytest.raises(RewardError, match="cannot be loaded"):
-        score([render_sign("K7AX", "blue")], [wanted("K7AX")], model_path=str(damaged))
+    with pytest.raises(RewardUnavailableError, match=r"rec\.onnx cannot be loaded, get it anew"):
+        build_reward("ocr", model_path=str(damaged)).load()
 
 
-def test_model_that_is_no_recogniser_is_a_failure() -> None:
-    with pytest.raises(RewardError, match="no text recogniser"):
-        score([render_sign("K7AX", "blue")], [wanted("K7AX")], model_path=str(DETECTION_MODEL))
+def test_model_that_is_no_recogniser_makes_the_reward_unavailable() -> None:
+    with pytest.raises(RewardUnavailableError, match="no text recogniser"):
+        score([render_sign("K7AX", "blue")], [wanted("K7AX")], model_path=str(wheel_model("det")))
+
+
+@pytest.mark.parametrize(("layout", "names"), [("line", ["PP-OCRv6_rec_small.onnx"]), ("auto", list(TESTED_MODELS.values()))])
+def test_files_are_the_models_that_the_layout_uses(layout: str, names: list[str]) -> None:
+    assert [path.name for path in build_reward("ocr", layout=layout).files()] == names
+    assert all(path.is_file() for path in build_reward("ocr", layout=layout).files())
 
 
 def test_copy_of_the_wheels_model_reads_the_same(tmp_path: Path) -> None:
