@@ -7,7 +7,20 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from xomni_rl.config import SCHEMA, ConfigError, Each, Rule, compose, known_keys, register_resolvers, validate
+from xomni_rl.config import (
+    REWARD,
+    SCHEMA,
+    ConfigError,
+    Each,
+    Rule,
+    compose,
+    known_keys,
+    register_resolvers,
+    reward_config,
+    validate,
+)
+from xomni_rl.rewards.base import rewards
+from xomni_rl.rewards.composite import COMPONENT_KEYS, KEYS, build_composite
 
 CONF = Path(__file__).parents[1] / "experiments" / "conf"
 CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
@@ -98,6 +111,12 @@ def test_every_trainer_variant_has_the_keys_of_the_default():
         ("reward.on_failure=dorp", r"reward\.on_failure must be one of stop, drop, but is 'dorp' \(nearest: drop\)"),
         ("reward.components.ocr.weight=much", r"reward\.components\.ocr\.weight must be a number, but is 'much'"),
         ("+reward.components.ocr.wieght=1", r'"reward\.components\.ocr\.wieght"; nearest: reward\.components\.ocr\.weight'),
+        ("reward=orc", r'unknown choice of group reward, "orc"; nearest: ocr.*; known: .*embedded.*ocr_exact'),
+        ("reward=", 'unknown choice of group reward, "";'),
+        ("+reward.components.ocr.cap=high", r"reward\.components\.ocr\.cap must be a number or null, but is 'high'"),
+        ("+reward.components.ocr.schedule=3", r"components\.ocr\.schedule must be a mapping or null, but is 3"),
+        ("+reward.components.ocr.normalisation=grup", r"ocr\.normalisation must be one of .* \(nearest: group\)"),
+        ("reward.concurrency=0", r"reward\.concurrency must be a whole number of at least 1 or null, but is 0"),
         ("~reward.components.ocr", r"reward\.components is empty; name at least one"),
         ("~trainer.steps", r"configuration key trainer\.steps is missing"),
         ("trainer.alarms=3", r"trainer\.alarms must be a mapping of keys to values, but is 3"),
@@ -118,6 +137,8 @@ def test_wrong_override_is_one_sentence_with_key_value_and_remedy(override: str,
         ["trainer.evaluation.reward=null"],
         ["+reward.components.red={reward: 'mine:redness', weight: 0, options: {anything: [1, 2]}}"],
         ['+reward.gates={ocr: "clip > 0.2"}', "prompts.heldout_count=0"],
+        ["+reward.components.ocr.schedule={0: 1.0, 200: 0.2}", "+reward.components.ocr.when='language == zh'"],
+        ["+reward.components.sharpness={weight: 0}", "reward.concurrency=1"],
         ["algorithm.name=mine:algorithm", "~algorithm.options", "+algorithm.options={temperature: 3}"],
     ],
 )
@@ -151,3 +172,59 @@ def test_sweep_folders_have_names_a_file_system_takes():
     )
     assert config.name == "3_seed=1,model.path=-a-b-c"
     assert config.given == "x"
+
+
+@pytest.mark.parametrize("name", rewards.names())
+def test_registered_reward_is_a_choice_without_a_file(name: str):
+    (component,) = reward_config(name)["components"].values()
+    # A file of that name (ocr) may set options; the reward and its weight are the same.
+    assert (component["reward"], component["weight"]) == (name, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("choice", "component"),
+    [
+        ("my_module:brightness", "brightness"),
+        ("my.own.module:Rewards.bright", "bright"),
+        ("folder/file.py:brightness", "brightness"),
+        ("/somewhere/file.py:brightness", "brightness"),
+    ],
+)
+def test_object_of_a_module_is_a_choice_named_after_it(choice: str, component: str):
+    assert reward_config(choice) == {
+        "components": {component: {"reward": choice, "weight": 1.0, "options": {}}},
+        "normalisation": "none",
+        "gates": {},
+        "on_failure": "stop",
+        "concurrency": None,
+    }
+
+
+def test_component_of_a_reward_with_a_dot_can_be_overridden():
+    found = reward_config("hpsv2.1", ["reward.components.hpsv2_1.weight=0.5"])
+    assert found["components"] == {"hpsv2_1": {"reward": "hpsv2.1", "weight": 0.5, "options": {}}}
+
+
+@pytest.mark.parametrize("path", [path for path in CHOICES if path.parent.name == "reward"], ids=str)
+def test_reward_of_every_file_can_be_built_without_its_weights(path: Path):
+    config = reward_config(path.stem)
+    assert build_composite(config).names == tuple(config["components"])
+    assert set(config) == set(KEYS)
+
+
+def test_weight_of_a_component_is_overridden_in_one_line():
+    found = reward_config("embedded", ["reward.components.ocr.weight=0.5", "+reward.components.ocr.cap=0.9"])
+    part = build_composite(found).parts[0]
+    assert (part.name, part.weight, part.cap) == ("ocr", 0.5, 0.9)
+
+
+def test_override_that_is_not_of_the_reward_is_refused():
+    with pytest.raises(ConfigError, match='the override "seed=1" is not of the reward'):
+        reward_config("ocr", ["seed=1"])
+
+
+def test_schema_of_the_reward_has_the_keys_that_are_built():
+    components = REWARD["components"]
+    assert isinstance(components, Each)
+    assert isinstance(components.schema, Mapping)
+    assert (tuple(REWARD), tuple(components.schema)) == (KEYS, COMPONENT_KEYS)
