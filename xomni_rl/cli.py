@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from xomni_rl import __version__
 from xomni_rl.commands import draw, jobs, listing
+from xomni_rl.commands import serve as serving
 from xomni_rl.commands import train as training
 from xomni_rl.commands.errors import friendly_errors
 
@@ -63,6 +64,7 @@ app.command("train", context_settings=RAW, add_help_option=False)(training.train
 app.command("generate")(draw.generate)
 app.command("chat")(draw.chat)
 app.command("score")(jobs.score)
+app.command("serve")(serving.serve)
 app.command("pretrain")(jobs.pretrain)
 app.command("bench")(jobs.bench)
 app.command("list")(listing.list_everything)
