@@ -116,12 +116,12 @@ def test_picture_of_another_mode_scores_as_its_rgb_form(reward: Reward, mode: st
 
 def test_one_pixel_is_scored_or_fails_by_its_index(reward: Reward) -> None:
     _, _, prompt = reward.self_check()
+    failed: list[int] = []
     try:
-        scores = reward([np.zeros((1, 1, 3), np.uint8)], [prompt]).scores
+        reward([np.zeros((1, 1, 3), np.uint8)], [prompt])  # __call__ checks form and range of the score
     except RewardError as error:
-        assert list(error.failures) == [0]
-    else:
-        assert scores.shape == (1,)
+        failed = list(error.failures)
+    assert failed in ([], [0])
 
 
 def test_files_that_decide_the_scores_exist(reward: Reward) -> None:
