@@ -20,6 +20,7 @@ MOST_BYTES = 32 * 2**20
 _CONNECT_SECONDS = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.4, 15.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_random = random.Random()  # of its own: drawing from the global one would change what a seeded run draws
 
 
 class HttpError(RuntimeError):
@@ -75,7 +76,7 @@ def request_json(
             error = HttpError(f"HTTP {status}: {_message(answer)}", status)
         except HttpError as raised:
             error = raised
-        pause = min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+        pause = min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE) * _random.uniform(0.5, 1.0)
         pause = max(pause, asked_pause or 0.0)
         left = deadline - time.monotonic()
         if attempt == retries or not error.is_passing or pause >= left:

@@ -24,6 +24,8 @@ QWEN = Source(
 """The judge of the X-Omni paper."""
 
 BACKENDS = ("local", "server")
+JUDGE_PROMPTS = Path(__file__).parent / "judge_prompts"
+"""Folder of what the judges are asked; each file is hashed into the records of a run."""
 
 
 class VlmError(RuntimeError):
@@ -87,6 +89,25 @@ def build_vlm(reward: str, vlm: Mapping[str, Any], source: Source = QWEN) -> Vlm
 
     _check_options(reward, options, ServerVlm.__dataclass_fields__)
     return ServerVlm(**options, reward=reward)
+
+
+def judge_options(reward: str, vlm: Mapping[str, Any] | None, **local: Any) -> dict[str, Any]:
+    """The option `vlm` of a reward, joined for a local judge with the options that every model-based reward has.
+
+    Args:
+        reward: name of the reward, for messages.
+        vlm: as `build_vlm` takes it; None = {backend: local}. Its keys win.
+        local: the reward's own weights, device, dtype, offload and batch_size.
+    Raises: ValueError for weights beside a served judge, or a `vlm` that is no mapping.
+    """
+    if vlm is not None and not isinstance(vlm, Mapping):
+        raise ValueError(f'reward "{reward}": vlm must be like {{"backend": "local"}}, got {vlm!r}')
+    given = {"backend": "local", **(vlm or {})}
+    if given["backend"] == "local":
+        return {**local, **given}
+    if local.get("weights") is not None:
+        raise ValueError(f'reward "{reward}": weights is for a local judge; a served one has its own')
+    return given
 
 
 def check_questions(images: Sequence[np.ndarray], questions: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from xomni_rl.rewards.base import RewardUnavailableError
 from xomni_rl.rewards.models import Placement, SharedModel, Source, find_weights, shared_model
 from xomni_rl.rewards.vlm import QWEN, VlmError, check_questions
 
-_MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".txt", ".model")
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")
 _NOT_FINITE = "the model's output is not finite; float16 overflows in many models: use dtype=bfloat16 or float32"
 
 Answer = Callable[[SharedModel, Mapping[str, Any]], tuple[Sequence[Any], np.ndarray]]
@@ -109,9 +109,9 @@ class LocalVlm:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         try:
-            processor = AutoProcessor.from_pretrained(folder)
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
             model, report = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=placement.torch_dtype(), output_loading_info=True
+                folder, dtype=placement.torch_dtype(), output_loading_info=True, use_safetensors=True, local_files_only=True
             )
             ids = {word: _token_ids(processor.tokenizer, word) for word in ("yes", "no")}
         except Exception as error:  # transformers raises OSError, ValueError, KeyError, RuntimeError and its own
