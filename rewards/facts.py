@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -131,15 +131,14 @@ def _words(index: int, check: Mapping[str, Any], key: str) -> str | None:
 def _position(prompt: Prompt, index: int, position: Any) -> tuple[str, str]:
     """("left of", "cat")."""
     if isinstance(position, str) and position.strip():
-        relation, of, other = position.partition(" of ")
-        return (f"{relation}{of}".strip(), other) if other else ("at this place", position)
+        before, of, after = position.partition(" of ")
+        return (f"{before}{of}".strip(), after) if after else ("at this place", position)
     relation: Any = None
     other: Any = None
-    try:
+    if isinstance(position, Sequence) and len(position) == 2:
         relation, target = position
-        other = prompt.checks[target]["class"] if type(target) is int and target >= 0 and target != index else None
-    except (TypeError, ValueError, IndexError, KeyError):
-        pass
+        others = [check.get("class") if place != index else None for place, check in enumerate(prompt.checks)]
+        other = others[target] if type(target) is int and 0 <= target < len(others) else None
     if not isinstance(relation, str) or not isinstance(other, str):
         raise FactError(
             f'check {index}: position must be like ["left of", 0], in which 0 is the index of another check with a class, '

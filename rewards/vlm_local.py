@@ -231,8 +231,11 @@ def _yes_probabilities(model: SharedModel, inputs: Mapping[str, Any]) -> tuple[S
     return probabilities.tolist(), np.isfinite(probabilities)
 
 
-class _FiniteRows:
-    """Watches the logits of a generation: which rows never had a NaN."""
+class FiniteRows:
+    """Watches the logits of a generation, as one of its `logits_processor`.
+
+    `rows`: bool tensor [n], which rows never had a NaN; True before the first token.
+    """
 
     rows: Any = True
 
@@ -243,7 +246,7 @@ class _FiniteRows:
 
 def _greedy(model: SharedModel, inputs: Mapping[str, Any], max_new_tokens: int) -> tuple[Sequence[str], np.ndarray]:
     module: Any = model.module
-    processor, finite = model.extras["processor"], _FiniteRows()
+    processor, finite = model.extras["processor"], FiniteRows()
     # The checkpoint's own configuration may sample, or punish repetition, which would depend on the padding.
     greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "temperature": None, "top_p": None, "top_k": None}
     tokens = module.generate(**inputs, **greedy, max_new_tokens=max_new_tokens, logits_processor=[finite])
