@@ -219,7 +219,7 @@ def serve_until_stopped(*arguments: Any, say: Callable[[str], None]) -> None:
     """
     try:
         import ray
-        import ray.serve  # noqa: F401 - `ray` alone can be installed without it
+        import ray.serve
     except ImportError as error:
         raise RewardUnavailableError("engine=ray needs Ray Serve: pip install 'xomni-rl[ray]'") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -38,6 +38,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 RETRY_AFTER_S = 1
 BACKLOG = 2048
+CLOSE = {"Connection": "close"}
+"""Goes with an answer to a body that has not been read to its end, so that the rest need not be."""
 GRACE_S = 30
 """How long a server that is told to stop goes on answering what it has taken."""
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -74,7 +76,7 @@ def create_app(service: Service, token: str | None = None) -> "FastAPI":
     async def say_what_is_wrong(request: Request, error: RequestValidationError) -> Response:
         # Not the default answer: it sends the input back, all of a large body and half surrogate pairs included.
         found = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()[:3]]
-        return JSONResponse({"detail": "; ".join(found).encode("utf-8", "replace").decode()}, 422)
+        return JSONResponse({"detail": sendable("; ".join(found))}, 422)
 
     @app.get("/health")
     async def health() -> Health:
@@ -94,7 +96,7 @@ def create_app(service: Service, token: str | None = None) -> "FastAPI":
         except KeyError as error:
             raise HTTPException(404, "there is no such reward here; see GET /rewards") from error
         except NotImplementedError as error:
-            raise HTTPException(404, str(error)) from error
+            raise HTTPException(404, sendable(str(error))) from error
 
     @app.post("/score", responses=PROBLEMS, response_model=ScoreResponse)
     async def score(body: ScoreRequest, request: Request) -> Response:
@@ -102,9 +104,9 @@ def create_app(service: Service, token: str | None = None) -> "FastAPI":
         try:
             answer = await _unless_gone(service.score(body), request.receive)
         except TooLargeError as error:
-            raise HTTPException(413, str(error)) from error
+            raise HTTPException(413, sendable(str(error))) from error
         except WireError as error:
-            raise HTTPException(400, str(error)) from error
+            raise HTTPException(400, sendable(str(error))) from error
         except (OverloadedError, ClosedError) as error:
             raise HTTPException(503, str(error), {"Retry-After": str(RETRY_AFTER_S)}) from error
         except TimeoutError as error:
@@ -130,6 +132,11 @@ async def _unless_gone(work: Awaitable[dict[str, Any]], receive: Receive) -> dic
     finally:
         for task in tasks:
             task.cancel()
+
+
+def sendable(sentence: str) -> str:
+    """The sentence without what UTF-8 cannot hold: half surrogate pairs, which JSON can bring in."""
+    return sentence.encode("utf-8", "replace").decode()
 
 
 class Guard:
@@ -159,7 +166,7 @@ class Guard:
             return
         announced = headers.get(b"content-length", b"")
         if announced.isdigit() and int(announced) > self.body_bytes:
-            await JSONResponse({"detail": self._sentence()}, 413)(scope, receive, send)
+            await JSONResponse({"detail": self._sentence()}, 413, CLOSE)(scope, receive, send)
             return
         await self.app(scope, self._counted(receive), send)
 
@@ -176,7 +183,7 @@ class Guard:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self.body_bytes:
-                raise HTTPException(413, self._sentence())
+                raise HTTPException(413, self._sentence(), CLOSE)
             return message
 
         return counted
