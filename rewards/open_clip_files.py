@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+LONGEST_STRIP = 16
+"""A picture longer than this many times its width loses its ends before it is enlarged for a crop of its middle."""
 _HUB = "https://huggingface.co"
 _ANY = Source(WEIGHT_FILES[0], f"{_HUB}/models?library=open_clip", "on each model's page", file=WEIGHT_FILES[0])
 
@@ -60,7 +62,8 @@ class ClipFiles:
 
         how = {key: self.preprocess[key] for key in ("resize_mode", "interpolation", "fill_color")}
         transform = open_clip.image_transform(size, is_train=False, mean=mean, std=std, **how)
-        return lambda image: transform(Image.fromarray(image))
+        shorten = _middle if how["resize_mode"] == "shortest" else np.asarray
+        return lambda image: transform(Image.fromarray(shorten(image)))
 
 
 def padded_input(image: np.ndarray, size: int | list[int], mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
@@ -89,6 +92,14 @@ def padded_input(image: np.ndarray, size: int | list[int], mean: tuple[float, ..
     border = (left, side - fitted[1] - left, above, side - fitted[0] - above)
     padded = torch.nn.functional.pad(pixels[0], border)
     return (padded - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
+def _middle(image: np.ndarray) -> np.ndarray:
+    """The image without the ends of a very long one: a strip of 1×100,000 px would be enlarged to 20 GB."""
+    height, width = image.shape[:2]
+    longest = LONGEST_STRIP * min(height, width)
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    return np.ascontiguousarray(image[top : height - top, left : width - left])
 
 
 def find_clip(reward: str, model: str, weights: str | None, source: Source | None, option: str) -> ClipFiles:

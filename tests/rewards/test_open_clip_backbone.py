@@ -24,7 +24,7 @@ from xomni_rl.rewards.base import RewardUnavailableError
 from xomni_rl.rewards.clip import ClipReward
 from xomni_rl.rewards.models import Placement
 from xomni_rl.rewards.open_clip_backbone import TINY, FeatureMemory, OpenClipBackbone, forget_features, write_tiny_clip
-from xomni_rl.rewards.open_clip_files import _asked_hub, padded_input
+from xomni_rl.rewards.open_clip_files import _asked_hub, _middle, padded_input
 from xomni_rl.weights import SIGNS_CLIP
 
 TEXTS = ["a red sign", 'a blue sign that says "K7AX"', "nothing"]
@@ -136,6 +136,18 @@ def test_very_long_image_keeps_one_row(tmp_path: Path) -> None:
     found = padded_input(np.full((4, 4000, 3), 255, np.uint8), 32, (0.0,) * 3, (1.0,) * 3)
     assert found.shape == (3, 32, 32)
     assert (found[0].sum(dim=1) > 0).sum().item() == 1
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_very_long_strip_is_seen_by_its_middle_without_being_enlarged_whole(tmp_path: Path, upright: bool) -> None:
+    strip = np.zeros((1, 200_000, 3), np.uint8)  # enlarged whole for 32 px it would be 32 · 32 · 200,000 · 4 bytes = 0.8 GB
+    strip[:, 99_900:100_100] = pictures((1, 200))[0]
+    middle = strip[:, 99_980:100_020]  # 40 px, of which the crop keeps 1
+    if upright:
+        strip, middle = strip.transpose(1, 0, 2), middle.transpose(1, 0, 2)
+    backbone = OpenClipBackbone("x", *tiny(tmp_path))
+    np.testing.assert_allclose(backbone.image_features([strip]), backbone.image_features([middle]), rtol=0, atol=1e-5)
+    assert _middle(strip).shape == ((16, 1, 3) if upright else (1, 16, 3))
 
 
 def test_padding_and_cropping_of_one_model_are_kept_apart(tmp_path: Path) -> None:
