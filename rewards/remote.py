@@ -17,10 +17,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from PIL import Image
 
 from xomni_rl.prompts import Prompt
 from xomni_rl.registry import unknown_name
-from xomni_rl.rewards.base import Reward, RewardError, RewardResult, rewards
+from xomni_rl.rewards.base import Images, Reward, RewardError, RewardResult, rewards
 from xomni_rl.rewards.remote_answers import Found
 from xomni_rl.rewards.remote_client import Servers, session
 from xomni_rl.rewards.wire import IMAGE_FORMATS, ScoreItem, decode_image, open_image, prompt_of
@@ -75,6 +76,11 @@ class RemoteReward(Reward):
             addresses, component, metric, token_env, float(timeout), concurrency, retries, batch_size, image_format
         )
 
+    def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardResult:
+        if len(prompts) == 0 and not isinstance(images, Image.Image) and len(images) == 0:
+            return RewardResult(np.zeros(0, np.float32), [])  # before the range is asked for: nothing is contacted
+        return super().__call__(images, prompts)
+
     def load(self) -> None:
         """Asks the servers what they serve. Raises: RewardUnavailableError if none answers, or they do not agree."""
         session(self.servers).look()
@@ -84,7 +90,7 @@ class RemoteReward(Reward):
 
         Raises: RewardError for the samples that it failed on or that were not scored in time; RewardUnavailableError.
         """
-        outcomes = session(self.servers).score(images, prompts) if images else []
+        outcomes = session(self.servers).score(images, prompts)
         names = sorted({name for outcome in outcomes for name in outcome.metrics})
         result = RewardResult(
             scores=np.array([math.nan if outcome.error else outcome.score for outcome in outcomes], dtype=np.float32),

@@ -130,10 +130,11 @@ class Session:
         name = self.servers.component
         if name is None and len(listed.rewards) == 1:
             name = listed.rewards[0]
+        if name is None:
+            known = ", ".join(sorted(listed.rewards)) or "nothing"
+            raise RewardUnavailableError(f'reward "remote": {url}: it serves {known}; say which as the option component')
         if name not in listed.rewards:
-            known = ", ".join(sorted(listed.rewards))
-            reason = unknown_name("reward", name, listed.rewards) if name else f"it serves {known}; say which as the option"
-            raise RewardUnavailableError(f'reward "remote": {url}: {reason}{"" if name else " component"}')
+            raise RewardUnavailableError(f'reward "remote": {url}: {unknown_name("reward", name, listed.rewards)}')
         return Found(name, listed.cards.get(name, RewardCard()), listed.limits or Limits())
 
     async def _self_check(self, name: str) -> tuple[ScoreItem, ScoreItem]:
