@@ -8,7 +8,7 @@ Scores      `units=cosine` (default): cosine of the two feature vectors, in [-1,
 Not applicable (NaN)  never: every prompt has a text. A prompt longer than the model's context (77 tokens for most) is cut
             there, and the detail `truncated` says so.
 Cost        one pass of the vision tower per image, shared with other rewards on the same model, and one of the text tower per
-            new prompt. The embedded model: about 1 ms of one core per image.
+            new prompt. The embedded model: 2 ms of one core per image with its prompt.
 Weights     `model=embedded` (default): inside the package, trained on its signs, meaningless elsewhere. Others: any model of
             open_clip by name with `weights` = one of its tags (`model=ViT-B-32-quickgelu weights=openai`, MIT) or a file, or a
             folder in open_clip's layout. With a file, take the name whose activation fits: OpenAI's weights are `-quickgelu`.
@@ -56,7 +56,7 @@ class ClipReward(Reward):
     range = RANGES["cosine"]
     higher_is_better = True
     needs = ("text",)
-    cost = "one pass of the vision tower per image; embedded: about 1 ms of one core"
+    cost = "one pass of the vision tower per image; embedded: 2 ms of one core with its prompt"
 
     def __init__(
         self,
