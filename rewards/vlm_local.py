@@ -39,7 +39,8 @@ class LocalVlm:
         weights: model folder, or hub repository "owner/name"; None = those of `source`.
         device, dtype, offload: see `Placement`.
         batch_size: questions per forward.
-        min_pixels, max_pixels: an image of fewer (more) pixels is enlarged (reduced) to that; None = the checkpoint's own.
+        min_pixels, max_pixels: an image of fewer (more) pixels is enlarged (reduced) to that, by processors of
+            Qwen's family; None = the checkpoint's own.
         source: the published weights.
     Raises: ValueError for values out of range.
     """
@@ -108,8 +109,10 @@ class LocalVlm:
         """The model on the CPU and what goes with it. Raises: RewardUnavailableError for an incomplete or another model."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        given = {name: value for name, value in limits.items() if value is not None}
         try:
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, **given)
             model, report = AutoModelForImageTextToText.from_pretrained(
                 folder, dtype=placement.torch_dtype(), output_loading_info=True, use_safetensors=True, local_files_only=True
             )
@@ -121,9 +124,6 @@ class LocalVlm:
             raise self._unusable(folder, f"its weights lack {key}")
         if not processor.chat_template:
             raise self._unusable(folder, "it has no chat template")
-        for name, value in (("shortest_edge", self.min_pixels), ("longest_edge", self.max_pixels)):
-            if value is not None:
-                processor.image_processor.size = {**processor.image_processor.size, name: value}
         return model, {"processor": processor, **ids}
 
     def _ask(
