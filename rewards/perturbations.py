@@ -288,12 +288,12 @@ def _redrawn(name: str, kind: str, strengths: tuple[str, ...], change: Change) -
     return Perturbation(name, kind, strengths, change, needs_renderer=True)
 
 
-_QUARTERS = ("1/4 of the letters", "2/4 of the letters", "3/4 of the letters", "all letters")
+_QUARTERS = ("1/4 of letters", "2/4 of letters", "3/4 of letters", "all letters")
 _ALL = (
-    _edit("blur", QUALITY, tuple(f"σ = {100 * share:g} % of the side" for share in BLUR), blur),
+    _edit("blur", QUALITY, tuple(f"σ {100 * share:g} % of the side" for share in BLUR), blur),
     _edit("jpeg", QUALITY, tuple(f"quality {quality}" for quality in JPEG), jpeg),
-    _edit("noise", QUALITY, tuple(f"σ = {level} of 255" for level in NOISE), noise),
-    _edit("crop", QUALITY, tuple(f"{100 * share:g} % of each side kept" for share in CROP), crop),
+    _edit("noise", QUALITY, tuple(f"σ {level} of 255" for level in NOISE), noise),
+    _edit("crop", QUALITY, tuple(f"{100 * share:g} % of each side" for share in CROP), crop),
     _edit("rescale", QUALITY, tuple(f"side / {factor:g}" for factor in RESCALE), rescale),
     _edit("brightness", QUALITY, tuple(f"× {factor:g}" for factor in DARKEN), darken),
     _redrawn("wrong_text", CONTENT, _QUARTERS, wrong_text),

@@ -12,6 +12,7 @@ from xomni_rl import __version__
 from xomni_rl.commands import draw, jobs, listing
 from xomni_rl.commands import serve as serving
 from xomni_rl.commands import train as training
+from xomni_rl.commands.audit import audit
 from xomni_rl.commands.errors import friendly_errors
 
 
@@ -67,6 +68,7 @@ app.command("score")(jobs.score)
 app.command("serve")(serving.serve)
 app.command("pretrain")(jobs.pretrain)
 app.command("bench")(jobs.bench)
+app.command("audit")(audit)
 app.command("list")(listing.list_everything)
 app.command("doctor")(jobs.doctor)
 
