@@ -39,7 +39,8 @@ def draw(findings: Findings, path: Path) -> None:
     heights = [0.5 + 0.3 * -(-len(names) // 5), 2.3 * rows, max(1.2 + len(exploits) * (0.25 + 0.12 * len(drawn)), 2.5)]
     figure = Figure(figsize=(12, sum(heights)), layout="constrained", dpi=140)
     FigureCanvasAgg(figure)
-    head, top, bottom = figure.subfigures(3, 1, height_ratios=heights)
+    subfigures: Any = figure.subfigures(3, 1, height_ratios=heights)
+    head, top, bottom = subfigures
     _legend(head, findings, styles)
     axes = top.subplots(rows, COLUMNS, squeeze=False, sharey=True)
     for axis in axes.flat[len(perturbations) :]:

@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from xomni_rl.rewards.base import RewardUnavailableError, build_reward, rewards
-from xomni_rl.rewards.composite import Component, CompositeReward
+from xomni_rl.rewards.component import Component
+from xomni_rl.rewards.composite import CompositeReward
 from xomni_rl.rewards.health import Examination, examine, quick_check
 
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "gymnasium", "hydra-core", "numpy", "onnxruntime", "rapidocr")
