@@ -65,6 +65,10 @@ class Component:
         turned = (scores * self.sign).astype(np.float32)
         return turned if self.cap is None else np.minimum(turned, np.float32(self.cap * self.sign))
 
+    def is_asked(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether any of these samples is routed to the component."""
+        return bool(prompts) if self.when is None else any(self.when.applies(prompt) for prompt in prompts)
+
     def scored(self, images: list[np.ndarray], prompts: Sequence[Prompt]) -> RewardResult:
         """Scores of N images; the reward is called once, with the samples routed to it, and not at all if there are none.
 

@@ -59,6 +59,9 @@ class CompositeResult:
 class CompositeReward:
     """Weighted rewards. Those with nothing in common are called at the same time; results are as if one after another.
 
+    The first time that a component scores anything, all are called one after another: it then imports packages and loads
+    models, and two threads that import the same packages for the first time can wait for each other for ever.
+
     Args:
         parts: the components; names must differ.
         normalisation: none, batch (a component to mean 0 and deviation 1 over the batch) or group (over each group); of
@@ -67,6 +70,7 @@ class CompositeReward:
         on_failure: stop = the RewardError of the first failing component propagates; drop = failed samples are marked, and
             the others go on. A RewardUnavailableError always propagates.
         concurrency: most components scored at a time; None = all, 1 = one after another.
+        scored_before: names of components that have scored something in this process; the composite keeps it itself.
     Raises: ValueError for anything that does not fit together.
     """
 
@@ -77,6 +81,7 @@ class CompositeReward:
     concurrency: int | None = None
     names: tuple[str, ...] = field(init=False)
     weights: np.ndarray = field(init=False)
+    scored_before: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.names = tuple(part.name for part in self.parts)
@@ -140,13 +145,22 @@ class CompositeReward:
         """Component → weight at a training step, of those whose weight changes during training."""
         return {part.name: _weight_at(part, step) for part in self.parts if part.weight and _varies(part)}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy may live in another process, where nothing has been imported yet."""
+        return vars(self) | {"scored_before": set()}
+
     def _results(self, images: list[np.ndarray], prompts: Sequence[Prompt]) -> tuple[list[RewardResult], dict[int, str]]:
         """Each component's result, and "component: reason" by the index of each sample that one failed on."""
+        asked = {part.name for part in self.parts if part.is_asked(prompts)}
+        threads = self.concurrency if asked <= self.scored_before else 1
         scorers = [id(part.scorer) for part in self.parts]
         if self.on_failure == "stop":
-            return run_in_lanes([partial(part.scored, images, prompts) for part in self.parts], scorers, self.concurrency), {}
+            results = run_in_lanes([partial(part.scored, images, prompts) for part in self.parts], scorers, threads)
+            self.scored_before |= asked
+            return results, {}
         attempts = [partial(part.scored_where_possible, images, prompts) for part in self.parts]
-        outcomes = run_in_lanes(attempts, scorers, self.concurrency)
+        outcomes = run_in_lanes(attempts, scorers, threads)
+        self.scored_before |= asked
         failures: dict[int, str] = {}
         for name, (_, failed) in zip(self.names, outcomes, strict=True):
             for index, reason in failed.items():
