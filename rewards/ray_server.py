@@ -196,7 +196,9 @@ def start(
     try:
         serve.run(ingress.bind(bound), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        raise RewardUnavailableError(f"the rewards did not start on Ray: {_reason(error)}") from error
+        deployments = serve.status().applications[APPLICATION].deployments
+        reasons = [f"{name}: {_reason(found.message)}" for name, found in deployments.items() if "Error" in found.message]
+        raise RewardUnavailableError(f"the rewards did not start on Ray: {'; '.join(reasons) or error}") from error
 
 
 def stop() -> None:
@@ -251,8 +253,6 @@ def _application(names: Sequence[str], limits: Limits, token: str | None) -> Cal
     return build
 
 
-def _reason(error: Exception) -> str:
-    """What a person can use of Ray's error: the last line that names an exception."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if "Error:" in line]
-    return (named or lines or [type(error).__name__])[-1]
+def _reason(message: str) -> str:
+    """What a person can use of the traceback that Ray gives: its last line that names an exception."""
+    return [line.strip() for line in message.splitlines() if "Error" in line][-1]
