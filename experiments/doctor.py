@@ -176,6 +176,9 @@ def _checked(name: str) -> Finding:
         return Finding(name, f"not checked: it needs the option {', '.join(missing)}")
     try:
         reward = build_reward(name)
+    except ValueError as error:  # it must be told something first, and says what
+        return Finding(name, f"not checked: {error}")
+    try:
         reward.load()
     except RewardUnavailableError as error:
         return Finding(name, f"not here: {error}")

@@ -1,17 +1,59 @@
 """The doctor says what is wrong, and only then."""
 
 import io
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub.constants
+import numpy as np
 import pytest
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
 
-from xomni_rl.experiments.doctor import check_golden, embedded_stack, machine, reward_checks
+from xomni_rl.cli import app
+from xomni_rl.experiments.doctor import check_golden, check_rewards, embedded_stack, hub_offline, machine, reward_checks
+from xomni_rl.experiments.run import run_training
+from xomni_rl.rewards.base import FunctionReward, Reward, RewardUnavailableError, rewards
+from xomni_rl.rewards.component import Component
+from xomni_rl.rewards.composite import CompositeReward
 from xomni_rl.stack.stack import StackError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+FAULTY = """
+import numpy as np
+from xomni_rl.prompts import Prompt
+from xomni_rl.rewards.base import Reward, RewardResult, RewardUnavailableError
+
+
+def pair():
+    return np.full((8, 8, 3), 255, np.uint8), np.zeros((8, 8, 3), np.uint8), Prompt("p", "a white picture")
+
+
+def dark(images, prompts):
+    return [1 - image.mean() / 255 for image in images]
+
+
+def broken(images, prompts):
+    return [float("nan")] * len(images)
+
+
+dark.self_check = broken.self_check = pair
+
+
+class Big(Reward):
+    name, version, cost = "big", "1", "much"
+
+    def load(self):
+        raise RewardUnavailableError('reward "big": download big.pt from example.org')
+
+    def score(self, images, prompts):
+        raise AssertionError("must not be called")
+
+    self_check = staticmethod(pair)
+"""
 
 
 def console() -> Console:
@@ -54,3 +96,121 @@ def test_machine_embedded_stack_and_rewards_are_in_order():
     by_name = {finding.name: finding.value for finding in findings}
     assert by_name["autoregressive"].startswith("sha256 ")
     assert "good image 1.000" in by_name["ocr"]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with rewards that have faults."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faulty_rewards.py").write_text(FAULTY)
+    return tmp_path
+
+
+def doctor(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["doctor", *arguments], env={"COLUMNS": "200"})
+
+
+def test_reward_in_order_is_examined_and_nothing_else(workplace: Path):
+    done = doctor("reward=ocr")
+    assert done.exit_code == 0, done.output
+    for word in ("range", "0 to 1, higher is better", "good image 1.0000, worthless image 0.0000", "ms in a batch of 16",
+                 "MiB", "onnxruntime", ".onnx", "sha256", "nothing"):  # fmt: skip
+        assert word in done.output, word
+    assert "embedded stack" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("dark", "ranks its worthless image (1) above its good one (0)"),
+        ("broken", "has no score for the good image of its own calibration pair"),
+        ("Big", 'reward "big": download big.pt from example.org'),
+    ],
+)
+def test_flagged_reward_gives_its_sentence_and_exit_status_1(workplace: Path, name: str, sentence: str):
+    done = doctor(f"reward=faulty_rewards.py:{name}")
+    assert done.exit_code == 1
+    assert sentence in " ".join(done.output.replace("│", " ").split())
+    assert "Traceback" not in done.output
+
+
+def test_overrides_without_a_reward_are_refused(workplace: Path):
+    done = doctor("reward.components.ocr.weight=2")
+    assert done.exit_code == 1
+    assert "name the reward once" in done.output
+
+
+def test_plain_function_without_a_pair_is_no_fault():
+    screen = console()
+    plain = FunctionReward("plain", lambda images, prompts: [image.mean() for image in images], {})
+    assert check_rewards(CompositeReward([Component("plain", plain)]), screen)
+    assert "give the function an attribute self_check" in shown(screen)
+
+
+def test_reward_whose_weights_are_not_here_is_no_fault_of_the_installation(monkeypatch: pytest.MonkeyPatch):
+    class Absent(Reward):
+        name, version, cost = "absent", "1", "nothing"
+
+        def load(self) -> None:
+            assert huggingface_hub.constants.HF_HUB_OFFLINE, "a look must not download"
+            raise RewardUnavailableError('reward "absent": download it')
+
+        def score(self, images: list[np.ndarray], prompts: Any) -> Any:
+            raise AssertionError("must not be called")
+
+        def self_check(self) -> Any:
+            raise AssertionError("must not be called")
+
+    class Told(Absent):
+        name = "told"
+
+        def __init__(self, url: str) -> None:
+            self.url = url
+
+    for entry in (Absent, Told):
+        rewards.register(entry.name)(entry)
+    try:
+        by_name = {finding.name: finding for finding in reward_checks()}
+    finally:
+        for entry in (Absent, Told):
+            rewards._entries.pop(entry.name)
+    assert (by_name["absent"].value, by_name["absent"].ok) == ('not here: reward "absent": download it', None)
+    assert (by_name["told"].value, by_name["told"].ok) == ("not checked: it needs the option url", None)
+
+
+def test_hub_is_as_it_was_after_an_error():
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    with pytest.raises(KeyError), hub_offline():
+        raise KeyError
+    assert before == huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def training(folder: Path, reward: str) -> dict[str, Any]:
+    """A configuration of one step on a tiny random stack."""
+    return {
+        "run": str(folder / "run"),
+        "seed": 0,
+        "model": {"path": "tiny_random"},
+        "reward": {"components": {"mine": {"reward": reward}}},
+        "algorithm": {"name": "grpo"},
+        "prompts": {"set": "signs", "train_count": 2, "heldout_count": 0},
+        "trainer": {"steps": 1, "prompts_per_step": 1, "group_size": 2, "trackers": []},
+    }
+
+
+@pytest.mark.parametrize(("name", "sentence"), [("broken", "own calibration pair"), ("Big", "download big.pt")])
+def test_training_does_not_begin_with_a_reward_that_cannot_score(workplace: Path, name: str, sentence: str):
+    with pytest.raises(RewardUnavailableError, match=sentence):
+        run_training(training(workplace, f"faulty_rewards.py:{name}"), console=console())
+    assert not (workplace / "run").exists()
+
+
+def test_training_with_a_reward_that_ranks_wrongly_warns_and_records_it(workplace: Path):
+    screen = console()
+    run_training(training(workplace, "faulty_rewards.py:dark"), console=screen)
+    assert "warning" in shown(screen)
+    assert 'reward "mine" ranks its worthless image (1) above its good one (0)' in shown(screen)
+    recorded = json.loads((workplace / "run" / "reward_checks.json").read_text())
+    assert recorded["mine"]["scores"] == [0.0, 1.0]
+    assert recorded["mine"]["errors"] == []
+    assert recorded["mine"]["warnings"][0] in shown(screen)
