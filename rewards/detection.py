@@ -125,7 +125,13 @@ class Detector:
     ) -> None:
         """Enters the boxes of one forward pass; `question` is the class of a zero-shot pass."""
         batch = [images[index] for index in indices]
-        rows = _forward(shared, batch, question, threshold, device)
+        try:
+            rows = _forward(shared, batch, question, threshold, device)
+        except ValueError as error:  # some processors make a side of 0 px out of a strip, which models then refuse
+            height, width = batch[0].shape[:2]
+            reason = f"the detector cannot take an image of {width}×{height} px ({str(error).splitlines()[0]})"
+            found.failures |= dict.fromkeys(indices, reason)
+            return
         for index, row in zip(indices, rows, strict=True):
             if row is None:
                 found.failures[index] = "the detector returned NaN"
@@ -155,7 +161,7 @@ class Detector:
                 f"from {SOURCE.where} and give the folder as the option weights=PATH"
             ) from error
         family = hf.AutoModelForZeroShotObjectDetection if kind in _QUESTIONS else hf.AutoModelForObjectDetection
-        module = load_pretrained(self.reward, family, folder, SOURCE)
+        module: Any = load_pretrained(self.reward, family, folder, SOURCE)
         labels = {} if kind in _QUESTIONS else {_key(name): int(label) for label, name in module.config.id2label.items()}
         return module, {"processor": processor, "classes": labels, "question": _QUESTIONS.get(kind)}
 
@@ -193,8 +199,8 @@ def _closed_passes(
     for index, (image, names) in enumerate(zip(images, wanted, strict=True)):
         unknown = [name for name in names if _key(name) not in classes]
         if unknown:
-            reason = unknown_name("class", unknown[0], classes)
-            found.failures[index] = f"the detector does not know the {reason}; a zero-shot one (weights=…) knows any"
+            reason = unknown_name("class of this detector", unknown[0], classes)
+            found.failures[index] = f"{reason}; a zero-shot detector, given as the option weights, finds any class"
         else:
             passes[image.shape, None].append(index)
     return passes

@@ -291,7 +291,7 @@ def _forward(shared: SharedModel, images: Sequence[np.ndarray], texts: Sequence[
     """The MLP's output float32 [N] for N images with their texts."""
     import torch
 
-    vision, text, mlp = (shared.module[part] for part in ("vision", "text", "mlp"))  # type: ignore[index]
+    vision, text, mlp = (shared.module[part] for part in ("vision", "text", "mlp"))
     pixels = clip_pixels(images, vision.config.image_size, round_half_even).to(device, next(vision.parameters()).dtype)
     seen = vision(pixel_values=pixels).last_hidden_state
     inputs = shared.extras["tokenizer"](

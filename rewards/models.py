@@ -170,7 +170,7 @@ class SharedModel:
         extras: what else its loader found (a tokenizer, a processor).
     """
 
-    module: nn.Module
+    module: Any  # an nn.Module; Any because mypy takes a module's attributes for tensors
     placement: Placement
     extras: dict[str, Any] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)

@@ -70,5 +70,5 @@ def _resized_part(picture: Image.Image, box: tuple[float, float, float, float], 
 def disc_and_noise() -> tuple[np.ndarray, np.ndarray]:
     """(a red disc on white, noise): uint8 [224, 224, 3], the self-check pair of preference models."""
     rows, columns = np.indices((224, 224)) - 111.5
-    disc = np.where((rows**2 + columns**2 < 70**2)[..., None], np.uint8([200, 30, 40]), np.uint8(255))
+    disc = np.where((rows**2 + columns**2 < 70**2)[..., None], np.array([200, 30, 40], np.uint8), np.uint8(255))
     return disc, np.random.default_rng(0).integers(0, 256, (224, 224, 3)).astype(np.uint8)

@@ -11,6 +11,8 @@ from xomni_rl.envs.rollout import rollout, stream_indices
 from xomni_rl.envs.text_to_image import TextToImageEnv
 from xomni_rl.envs.vector import TextToImageVectorEnv
 from xomni_rl.prompts import Prompt
+from xomni_rl.rewards.base import FunctionReward
+from xomni_rl.rewards.component import Component
 from xomni_rl.rewards.composite import CompositeReward
 from xomni_rl.stack.sampler import SamplingConfig, draw_tokens, sample_uniforms
 from xomni_rl.stack.stack import Stack
@@ -137,3 +139,17 @@ def test_embedded_stack_steps_to_what_the_ocr_reads_in_the_rollout() -> None:
     np.testing.assert_array_equal(rewards, batch.rewards.scores.astype(np.float64))
     assert list(infos["read"]) == [details["ocr"]["read"] for details in batch.rewards.details]
     assert rewards.mean() > 0.4  # a random stack's pictures score near 0; these are signs
+
+
+def test_reward_is_scored_outside_the_callers_mixed_precision(stack: Stack, prompts: list[Prompt]) -> None:
+    seen = []
+
+    def precision(images: Any, pictured: Any) -> list[float]:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return [0.0] * len(images)
+
+    reward = CompositeReward([Component("precision", FunctionReward("precision", precision, {}))])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rollout(stack, prompts[:1], reward, group_size=1, seed=0, size=SIZE)
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [False]

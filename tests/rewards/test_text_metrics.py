@@ -1,5 +1,9 @@
 """Text metrics: hand-derived values, bounds, and what spam is worth."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,13 +14,17 @@ from xomni_rl.rewards.text_metrics import (
     edit_similarity,
     f1,
     joined_target,
+    longtext_counts,
     normalise_text,
     precision,
+    published_edit,
+    published_target,
     recall,
     tokens,
 )
 
 unhurried = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+GOLDEN = Path(__file__).parents[1] / "golden" / "longtext_bench"
 TEXTS = st.text(alphabet="AB ab1漢字.é", max_size=15)
 
 
@@ -149,3 +157,72 @@ def test_chosen_order_is_never_worse_than_the_given_one(targets: list[str], read
     from rapidfuzz.distance import Levenshtein
 
     assert Levenshtein.distance(read, chosen) <= Levenshtein.distance(read, given_order)
+
+
+def golden_rows(language: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (GOLDEN / f"{language}.jsonl").read_text(encoding="utf-8").split("\n") if line]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_longtext_counts_are_those_of_the_public_script(language: str) -> None:
+    rows = golden_rows(language)
+    counts = [longtext_counts(row["recognised"], row["ground_truth"], language) for row in rows]
+    assert counts == [(row["matched"], row["total"]) for row in rows]
+    score = json.loads((GOLDEN / f"{language}_score.json").read_text())["score"]
+    matched, total = (sum(column) for column in zip(*counts, strict=True))
+    assert matched / total == pytest.approx(score, abs=1e-12)  # sums over sums: not the mean over samples
+
+
+@pytest.mark.parametrize(
+    ("read", "wanted", "language", "counts"),
+    [
+        # Wanted: don't → dont, stop ×2, café. Read: dont, stop, cafe (é is kept, so another word): dont and stop match.
+        ("DON'T stop! cafe", ["Don't stop,", "STOP café"], "en", (2, 4)),
+        ("雪 HELLO 雪", ["hello"], "en", (1, 1)),  # ideographs do not turn English into characters
+        ("你 好，世界", ["你好", "你"], "zh", (2, 3)),  # 你 is wanted twice and read once
+        ("Ab", ["ab"], "zh", (1, 2)),  # Chinese is not lower-cased: only b matches
+        ("HELLO", ["Ωμέγα"], "en", (0, 0)),  # neither Latin nor Chinese: nothing to count
+        ("hello spam spam spam", ["hello"], "en", (1, 1)),  # blind to spam
+        ("", ["hello you"], "en", (0, 2)),
+    ],
+)
+def test_longtext_counts(read: str, wanted: list[str], language: str, counts: tuple[int, int]) -> None:
+    assert longtext_counts(read, wanted, language) == counts
+
+
+@unhurried
+@given(read=TEXTS, wanted=st.lists(TEXTS, min_size=1, max_size=3), language=st.sampled_from(["en", "zh"]))
+def test_longtext_matches_no_more_than_was_wanted_or_read(read: str, wanted: list[str], language: str) -> None:
+    matched, total = longtext_counts(read, wanted, language)
+    assert 0 <= matched <= total
+    assert longtext_counts(" ".join(wanted), wanted, language) == (total, total)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target"),
+    [
+        ('a sign that says "New York" and "Tokyo"', "newyork"),  # the first span only, without spaces or case
+        ('an unclosed "Quote', "quote"),
+        ("a sign that says “K7AX” or 「漢字」", None),  # curly and CJK quotes are not seen
+        ('a sign that says "" or "K7AX"', None),
+        ('a sign that says " "', None),
+        ("a cat", None),
+    ],
+)
+def test_published_target(prompt: str, target: str | None) -> None:
+    assert published_target(prompt) == target
+
+
+@pytest.mark.parametrize(
+    ("lines", "target", "score"),
+    [
+        (["New", "York"], "newyork", 1.0),
+        (["SALE new york SALE"], "newyork", 1.0),  # the documented flaw: spam that contains it pays in full
+        (["K7AY"], "k7ax", 3 / 4),
+        (["QQQQQQQQ"], "k7ax", 0.0),  # distance 8, cut at 4
+        ([], "k7ax", 0.0),
+        (["York", "New"], "newyork", 1 - 6 / 7),  # lines in another order: 3 of "new" deleted, 3 inserted
+    ],
+)
+def test_published_edit(lines: list[str], target: str, score: float) -> None:
+    assert published_edit(lines, target) == pytest.approx(score)
