@@ -8,6 +8,8 @@ import base64
 import binascii
 import io
 import math
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -208,15 +210,33 @@ def encode_image(image: np.ndarray, image_format: str = "png") -> str:
     Raises: ValueError for another format.
     """
     options: dict[str, dict[str, Any]] = {
-        "png": {"compress_level": 1},  # level 6 takes several times as long and saves a few per cent
         "jpeg": {"quality": 95, "subsampling": 0},
         "webp": {"lossless": True, "quality": 0, "method": 0},
     }
+    if image_format == "png":
+        return base64.b64encode(_png(image)).decode("ascii")
     if image_format not in options:
-        raise ValueError(unknown_name("image format", image_format, options))
+        raise ValueError(unknown_name("image format", image_format, IMAGE_FORMATS))
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, image_format, **options[image_format])
     return base64.b64encode(stream.getbuffer()).decode("ascii")
+
+
+def _png(image: np.ndarray) -> bytes:
+    """A PNG file of a uint8 [H, W, 3] image.
+
+    Every row is stored as the difference from the one above (filter type 2) and packed by zlib at level 1. Pillow tries
+    all filters on every row, which takes two to three times as long for a file of the same size.
+    """
+    height, width = image.shape[:2]
+    pixels = image.reshape(height, 3 * width)
+    rows = np.full((height, 1 + 3 * width), 2, np.uint8)
+    rows[0, 1:] = pixels[0]
+    np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])  # modulo 256, as the format wants it
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
+    chunks = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def open_image(item: ScoreItem, index: int, most_pixels: int) -> Image.Image:

@@ -24,7 +24,7 @@ from xomni_rl.rewards.wire import encode_image, item_of
 OPTIONS = {"layout": "line"}
 
 
-def measure(batch: int = 64, repeats: int = 15, concurrent: int = 200, rounds: int = 5, seed: int = 0) -> dict[str, Any]:
+def measure(batch: int = 64, repeats: int = 25, concurrent: int = 200, rounds: int = 5, seed: int = 0) -> dict[str, Any]:
     """Scores the same signs both ways, in turns, then sends the server many requests at a time.
 
     Args:

@@ -63,6 +63,15 @@ def test_lossless_formats_keep_every_pixel(image_format: str) -> None:
     np.testing.assert_array_equal(decoded(encoded), NOISE)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (64, 96)])
+def test_png_of_any_size_and_memory_layout_is_read_by_pillow(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    for picture in (image, image[::-1, ::-1], np.asfortranarray(image)):
+        read = Image.open(io.BytesIO(base64.b64decode(encode_image(picture))))
+        read.verify()  # checks every chunk's sum
+        np.testing.assert_array_equal(decoded(encode_image(picture)), picture)
+
+
 def test_jpeg_keeps_smooth_pictures_nearly() -> None:
     ramp = np.repeat(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], 32, axis=0).repeat(3, axis=2)
     assert np.abs(decoded(encode_image(ramp, "jpeg")).astype(int) - ramp).max() <= 4
