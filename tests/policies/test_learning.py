@@ -10,11 +10,12 @@ from scipy.stats import ttest_rel
 from xomni_rl.config import compose
 from xomni_rl.experiments.run import run_training
 
-STEPS, HELDOUT = 60, 192
+# 60 steps on 192 prompts gave t = 2.9 on one kind of processor and 5 on another; these expect about 6, and 3.1 is asked for.
+STEPS, HELDOUT = 80, 512
 
 
 @pytest.mark.slow
-def test_sixty_steps_of_grpo_make_unseen_signs_more_legible(tmp_path: Path) -> None:
+def test_eighty_steps_of_grpo_make_unseen_signs_more_legible(tmp_path: Path) -> None:
     run = tmp_path / "run"
     overrides = [f"run={run}", f"trainer.steps={STEPS}", "trainer.max_seconds=null", f"prompts.heldout_count={HELDOUT}"]
     summary = run_training(compose([*overrides, "trainer.evaluate_every=1000", "trainer.trackers=[]"]))

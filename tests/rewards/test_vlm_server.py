@@ -23,7 +23,9 @@ from xomni_rl.rewards.vlm import Vlm, VlmError, build_vlm
 from xomni_rl.rewards.vlm_tiny import write_tiny_vlm
 
 KEY = "sk-Tiny0123456789"
-NOT_A_NUMBER = '{"choices": [{"message": {}, "logprobs": {"content": [{"top_logprobs": [{"token": "Yes", "logprob": NaN}]}]}}]}'
+NOT_A_NUMBER = """
+{"choices": [{"message": {}, "logprobs": {"content": [{"top_logprobs": [{"token": "Yes", "logprob": NaN}]}]}}]}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +155,7 @@ def test_first_token_that_is_neither_yes_nor_no_fails_with_what_it_was(server: J
         (choice(logprobs={"content": []}), "the completion is empty"),
         (choice(logprobs={"tokens": ["Yes"]}), "log-probabilities cannot be read"),
         (choice(logprobs={"content": [{"top_logprobs": [{"token": "Yes", "logprob": "high"}]}]}), "cannot be read"),
-        (
-            Response(
-                '{"choices": [{"message": {}, "logprobs": '
-                '{"content": [{"top_logprobs": [{"token": "Yes", "logprob": NaN}]}]}}]}'
-            ),
-            "NaN",
-        ),
+        (Response(NOT_A_NUMBER), "the log-probabilities hold NaN"),
     ],
 )  # fmt: skip
 def test_garbage_fails_that_question_alone_and_is_not_asked_for_again(
@@ -412,8 +408,8 @@ def test_transformers_serve_answers_in_text_and_its_missing_log_probabilities_ar
     pytest.importorskip("openai", reason="transformers serve needs the package openai")
     port = free_port()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    program = "import xomni_rl; from transformers.cli.transformers import main; main()"
-    command = [sys.executable, "-c", program, "serve", str(folder), "--device=cpu", "--host=127.0.0.1", f"--port={port}"]
+    program = str(Path(__file__).with_name("transformers_serve.py"))
+    command = [sys.executable, program, "serve", str(folder), "--device=cpu", "--host=127.0.0.1", f"--port={port}"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             wait_for(f"http://127.0.0.1:{port}/health", process, seconds=60)
