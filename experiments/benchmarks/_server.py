@@ -135,7 +135,3 @@ async def _ask_at_once(url: str, bodies: list[bytes], concurrent: int, rounds: i
 def _head(body: bytes) -> bytes:
     lines = ["POST /score HTTP/1.1", "Host: loopback", "Content-Type: application/json", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, "", ""]).encode()
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(), default=float))

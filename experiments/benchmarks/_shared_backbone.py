@@ -1,6 +1,5 @@
 """What a second reward on the same CLIP model costs: `clip` and `aesthetic` on one ViT-B/32 against `clip` alone."""
 
-import json
 import resource
 import tempfile
 import time
@@ -83,7 +82,3 @@ def _seconds(rewards: Sequence[Reward], rng: np.random.Generator, count: int) ->
 
 def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(), indent=1))

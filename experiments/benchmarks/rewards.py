@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -15,13 +16,18 @@ PARTS = {
 }
 
 
-def run() -> dict[str, Any]:
+_PROGRAM = "import sys, json, {module} as part; print(json.dumps(part.measure(**json.loads(sys.argv[1])), default=float))"
+
+
+def run(options: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """Measures the three parts, each in a process of its own, so that memory and caches are its own, and prints a table.
 
+    Args:
+        options: part → arguments of its `measure`, such as a smaller batch.
     Returns: `ratio` of the shared backbone, and the figures of each part under its name.
     Raises: RuntimeError with a part's last words if it fails.
     """
-    figures = {part: _measured(module) for part, (module, _, _) in PARTS.items()}
+    figures = {part: _measured(module, (options or {}).get(part, {})) for part, (module, _, _) in PARTS.items()}
     table = Table("part", "what", "ratio", "asked", "memory")
     for part, (_, what, asked) in PARTS.items():
         row = figures[part]
@@ -35,10 +41,10 @@ def run() -> dict[str, Any]:
     return {"ratio": figures["shared backbone"]["ratio"], **figures}
 
 
-def _measured(module: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", f"{__package__}.{module}"]
+def _measured(module: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-c", _PROGRAM.format(module=f"{__package__}.{module}"), json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command[1:])} failed: {done.stderr.strip().splitlines()[-1:]}")
+        raise RuntimeError(f"{module.strip('_')}: {(done.stderr.strip() or 'no word').splitlines()[-1]}")
     figures: dict[str, Any] = json.loads(done.stdout)
     return figures
