@@ -1,6 +1,6 @@
 """The figure of an audit: score against grade, bars of exploits, rank correlation between rewards."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FuncFormatter
 
 from xomni_rl.rewards.audit_findings import Findings, Interval
 
@@ -20,43 +20,72 @@ DASHES = ("-", "--", ":", "-.")
 COLUMNS = 4
 DODGE = 0.16
 """Lines of one panel stand side by side within this many grades: equal ones would hide each other."""
-LOWEST, HIGHEST = -0.15, 2.2
-"""Axes of shares end here at the latest; what lies beyond is drawn at the edge with its number."""
+LOWEST, HIGHEST = -1.0, 2.2
+"""Axes of shares end here at the latest; what lies beyond is drawn to the edge, with its number."""
+Block = tuple[float, Callable[[SubFigure], None]]
+"""A part of the figure: its height in inches, and what fills it."""
 
 
 def draw(findings: Findings, path: Path) -> None:
-    """Writes the figure as PNG.
+    """Writes the figure as PNG; without a reward that has a span it is but a sentence, and the correlations if there are any.
 
     Rewards without a span (no better on right pictures than on blank ones) have no shares; they appear in the legend and in
     the correlations only.
     """
-    names = list(findings.spans)
-    styles = {name: _style(index) for index, name in enumerate(names)}
-    drawn = [name for name in names if findings.spans[name].low > 0]
+    styles = {name: _style(index) for index, name in enumerate(findings.spans)}
+    drawn = {name: style for name, style in styles.items() if findings.spans[name].low > 0}
     perturbations = list(dict.fromkeys(trend.name for trend in findings.trends))
     exploits = [list(group)[-1] for _, group in groupby(_exploits(findings), key=lambda key: key[0])]
-    rows = -(-len(perturbations) // COLUMNS)
-    heights = [0.5 + 0.3 * -(-len(names) // 5), 2.3 * rows, max(1.2 + len(exploits) * (0.25 + 0.12 * len(drawn)), 2.5)]
+    colours = {name: style["color"] for name, style in drawn.items()}
+    blocks: list[Block] = [(0.5 + 0.3 * -(-len(styles) // 5), lambda head: _legend(head, findings, styles))]
+    if drawn:
+        rows, bars = -(-len(perturbations) // COLUMNS), 1.2 + len(exploits) * (0.25 + 0.12 * len(drawn))
+        blocks.append((2.3 * rows, lambda top: _panels(top, findings, perturbations, drawn)))
+        blocks.append((max(bars, 2.5), lambda bottom: _exploits_and_agreement(bottom, findings, exploits, colours)))
+    else:
+        blocks.append((0.6, lambda top: _say(top, "no reward scores right pictures above blank ones: audit.csv has the means")))
+        if len(styles) > 1:
+            blocks.append((4.0, lambda bottom: _correlations(bottom.subplots(), findings)))
+    heights = [height for height, _ in blocks]
     figure = Figure(figsize=(12, sum(heights)), layout="constrained", dpi=140)
     FigureCanvasAgg(figure)
-    subfigures: Any = figure.subfigures(3, 1, height_ratios=heights)
-    head, top, bottom = subfigures
-    _legend(head, findings, styles)
-    axes = top.subplots(rows, COLUMNS, squeeze=False, sharey=True)
+    parts = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)
+    for part, (_, fill) in zip(parts.flat, blocks, strict=True):
+        fill(part)
+    figure.savefig(path, format="png")
+
+
+def _percent(share: float, _: object = None) -> str:
+    return f"{100 * share + 0.0:.0f} %".replace("-", "−")
+
+
+def _say(part: SubFigure, sentence: str) -> None:
+    part.text(0.5, 0.5, sentence, ha="center", va="center", fontsize=12)
+
+
+def _panels(part: SubFigure, findings: Findings, perturbations: Sequence[str], drawn: Mapping[str, dict[str, Any]]) -> None:
+    """One panel per perturbation with grades, all with one range."""
+    axes = part.subplots(-(-len(perturbations) // COLUMNS), COLUMNS, squeeze=False, sharey=True)
+    low, high = _ends([each.share.plus(1.0) for each in findings.effects if each.variant.name in perturbations])
     for axis in axes.flat[len(perturbations) :]:
         axis.set_visible(False)
     for index, (axis, perturbation) in enumerate(zip(axes.flat, perturbations, strict=False)):
-        _grades(axis, findings, perturbation, {name: styles[name] for name in drawn})
+        _grades(axis, findings, perturbation, drawn)
+        axis.set_ylim(low, high)
         if index % COLUMNS == 0:
             axis.set_ylabel("score, % of span")
-    _ends(axes.flat, [each.share.plus(1.0) for each in findings.effects if each.variant.name in perturbations])
-    parts = bottom.subplots(1, 3 if len(names) > 1 else 2)
-    for axis, what in zip(parts[:2], ("kept", "bought"), strict=True):
-        _bars(axis, findings, exploits, {name: styles[name]["color"] for name in drawn}, what)
-    parts[1].tick_params(axis="y", left=False, labelleft=False)
-    if len(names) > 1:
-        _correlations(parts[2], findings)
-    figure.savefig(path, format="png")
+
+
+def _exploits_and_agreement(
+    part: SubFigure, findings: Findings, exploits: Sequence[tuple[str, str]], colours: Mapping[str, str]
+) -> None:
+    has_several = len(findings.spans) > 1
+    axes = part.subplots(1, 3 if has_several else 2)
+    for axis, what in zip(axes[:2], ("kept", "bought"), strict=True):
+        _bars(axis, findings, exploits, colours, what)
+    axes[1].tick_params(axis="y", left=False, labelleft=False)
+    if has_several:
+        _correlations(axes[2], findings)
 
 
 def _exploits(findings: Findings) -> list[tuple[str, str]]:
@@ -72,7 +101,7 @@ def _style(index: int) -> dict[str, Any]:
     }
 
 
-def _legend(head: Any, findings: Findings, styles: Mapping[str, dict[str, Any]]) -> None:
+def _legend(head: SubFigure, findings: Findings, styles: Mapping[str, dict[str, Any]]) -> None:
     head.suptitle(
         f"{findings.samples} samples with 95 % intervals; 100 % = the right picture, 0 % = a blank one",
         fontsize=13,
@@ -88,15 +117,20 @@ def _legend(head: Any, findings: Findings, styles: Mapping[str, dict[str, Any]])
 def _grades(axis: Axes, findings: Findings, perturbation: str, styles: Mapping[str, dict[str, Any]]) -> None:
     """Share of the score left against the grade, one line per reward, with its interval."""
     strengths = [effect.variant.strength for effect in findings.grades(next(iter(findings.spans)), perturbation)]
+    notes = 0
     for index, (name, style) in enumerate(styles.items()):
         shares = [Interval(1.0, 1.0, 1.0), *(effect.share.plus(1.0) for effect in findings.grades(name, perturbation))]
         _line(axis, shares, DODGE * (index - (len(styles) - 1) / 2) / len(styles), style)
+        if note := _beyond(shares):
+            place = (0.97, 0.97 - 0.12 * notes)
+            axis.annotate(note, place, xycoords="axes fraction", ha="right", va="top", fontsize=10, color=style["color"])
+            notes += 1
     for level in (0.0, 1.0):
         axis.axhline(level, color="0.6", linewidth=0.8, zorder=0)
     axis.set_title(perturbation.replace("_", " "), fontsize=12, pad=4)
     axis.set_xlabel(f"{strengths[0]} … {strengths[-1]}", fontsize=10)
     axis.set_xticks(range(len(strengths) + 1), ["clean", *map(str, range(1, len(strengths) + 1))])
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.yaxis.set_major_formatter(FuncFormatter(_percent))
 
 
 def _line(axis: Axes, shares: Sequence[Interval], shift: float, style: dict[str, Any]) -> None:
@@ -104,33 +138,32 @@ def _line(axis: Axes, shares: Sequence[Interval], shift: float, style: dict[str,
     values, low, high = (np.array([getattr(share, end) for share in shares]) for end in ("value", "low", "high"))
     axis.plot(grades, values, linewidth=1.6, markersize=5, **style)
     axis.vlines(grades, low, high, color=style["color"], linewidth=1.6, alpha=0.6)
-    beyond = np.flatnonzero(values > HIGHEST)
-    if len(beyond):
-        text, place = f"{100 * values[beyond[-1]]:.0f} % at {beyond[-1]}", (0.97, 0.97)
-        axis.annotate(text, place, xycoords="axes fraction", ha="right", va="top", fontsize=10, color=style["color"])
 
 
-def _ends(axes: Iterable[Axes], shares: Sequence[Interval]) -> None:
-    """One range for all panels."""
-    for axis in axes:
-        axis.set_ylim(LOWEST, _limit(shares))
+def _beyond(shares: Sequence[Interval]) -> str:
+    """The last value that lies outside the widest axis, and its grade; "" if none does."""
+    outside = [grade for grade, share in enumerate(shares) if share.value > HIGHEST or share.value < LOWEST]
+    return f"{_percent(shares[outside[-1]].value)} at {outside[-1]}" if outside else ""
 
 
 def _bars(axis: Axes, findings: Findings, exploits: Sequence[tuple[str, str]], colours: Mapping[str, str], what: str) -> None:
     """Horizontal bars: exploits, one bar per reward."""
     shares = {(e.reward, e.name, e.strength): getattr(e, what) for e in findings.exploits}
-    thick, highest = 0.8 / max(1, len(colours)), _limit(list(shares.values()))
-    for index, (name, colour) in enumerate(colours.items()):
-        for row, key in enumerate(exploits):
-            if shares[(name, *key)].known:
-                _bar(axis, row - 0.4 + thick * (index + 0.5), shares[(name, *key)], thick, highest, colour)
+    thick, ends = 0.8 / len(colours), _ends(list(shares.values()))
+    for row, key in enumerate(exploits):
+        known = {name: shares[(name, *key)] for name in colours if shares[(name, *key)].known}
+        for index, (name, colour) in enumerate(colours.items()):
+            if name in known:
+                _bar(axis, row - 0.4 + thick * (index + 0.5), known[name], thick, ends, colour)
+        if not known:
+            axis.annotate("not tried", (0.02, row), va="center", fontsize=10, color="0.4")
     for level in (0.0, 1.0) if what == "kept" else (0.0,):
         axis.axvline(level, color="0.6", linewidth=0.8, zorder=0)
     labels = [f"{name.replace('_', ' ')}\n{strength}" for name, strength in exploits]
     axis.set_yticks(range(len(exploits)), labels, fontsize=10)
     axis.set_ylim(len(exploits) - 0.5, -0.5)
-    axis.set_xlim(LOWEST, highest)
-    axis.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set_xlim(*ends)
+    axis.xaxis.set_major_formatter(FuncFormatter(_percent))
     axis.set_xlabel("% of span")
     axis.set_title(
         "exploits: what a right\npicture keeps" if what == "kept" else "exploits: what they add to\na wrong picture",
@@ -138,13 +171,15 @@ def _bars(axis: Axes, findings: Findings, exploits: Sequence[tuple[str, str]], c
     )
 
 
-def _bar(axis: Axes, place: float, share: Interval, thick: float, highest: float, colour: str) -> None:
+def _bar(axis: Axes, place: float, share: Interval, thick: float, ends: tuple[float, float], colour: str) -> None:
     axis.barh(place, share.value, height=0.9 * thick, color=colour)
     axis.plot([share.value] * 2, [place - 0.45 * thick, place + 0.45 * thick], color=colour, linewidth=2)  # also at 0
     if np.isfinite(share.low):
         axis.plot([share.low, share.high], [place, place], color="0.15", linewidth=1.2)
-    if share.value > highest:
-        text = axis.annotate(f"{100 * share.value:.0f} %", (0.98 * highest, place), va="center", ha="right", fontsize=9)
+    low, high = ends
+    if not low <= share.value <= high:
+        edge, side = (high, "right") if share.value > high else (low, "left")
+        text = axis.annotate(_percent(share.value), (0.98 * edge, place), va="center", ha=side, fontsize=9)
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
 
 
@@ -156,13 +191,17 @@ def _correlations(axis: Axes, findings: Findings) -> None:
         for column in range(len(found.names)):
             rho = found.rho[row, column]
             ink = "white" if abs(rho) > 0.65 else "black"
-            axis.text(column, row, f"{rho:.2f}" if np.isfinite(rho) else "–", ha="center", va="center", color=ink, fontsize=11)
+            text = f"{rho:.2f}".replace("-", "−") if np.isfinite(rho) else "–"
+            axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=11)
     axis.set_xticks(range(len(found.names)), found.names, rotation=35, ha="right", fontsize=11)
     axis.set_yticks(range(len(found.names)), found.names, fontsize=11)
     axis.set_title(f"Spearman's ρ over\n{found.pictures.max()} pictures", fontsize=12)
 
 
-def _limit(shares: Sequence[Interval]) -> float:
-    """Where an axis of shares ends: beyond what is drawn, at the latest at HIGHEST."""
-    known = [share.high if np.isfinite(share.high) else share.value for share in shares if share.known]
-    return float(np.clip(max(known, default=1.0) * 1.05, 1.15, HIGHEST))
+def _ends(shares: Sequence[Interval]) -> tuple[float, float]:
+    """Ends of an axis that holds these shares and their intervals; at most from LOWEST to HIGHEST."""
+    known = [share for share in shares if share.known]
+    lows = [share.low if np.isfinite(share.low) else share.value for share in known]
+    highs = [share.high if np.isfinite(share.high) else share.value for share in known]
+    low, high = 1.05 * min(lows, default=0.0), 1.05 * max(highs, default=1.0)
+    return float(np.clip(low, LOWEST, -0.15)), float(np.clip(high, 1.15, HIGHEST))
