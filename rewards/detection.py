@@ -157,8 +157,7 @@ class Detector:
         except Exception as error:  # transformers' and JSON errors share no base class
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise RewardUnavailableError(
-                f'reward "{self.reward}": {folder} is not the folder of a detector ({reason}); download {SOURCE.what} '
-                f"from {SOURCE.where} and give the folder as the option weights=PATH"
+                f'reward "{self.reward}": {folder} is not the folder of a detector ({reason}); {SOURCE.remedy("weights")}'
             ) from error
         family = hf.AutoModelForZeroShotObjectDetection if kind in _QUESTIONS else hf.AutoModelForObjectDetection
         module: Any = load_pretrained(self.reward, family, folder, SOURCE)

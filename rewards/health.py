@@ -26,6 +26,7 @@ from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.base import FunctionReward, Reward, RewardError, RewardUnavailableError
 from xomni_rl.rewards.composite import CompositeReward
 from xomni_rl.rewards.models import loaded_models
+from xomni_rl.rewards.open_clip_backbone import forget_features
 
 TOLERANCE = 1e-5
 """Scores may differ by this much, times the larger of 1 and the score, between repeats and batches."""
@@ -245,10 +246,11 @@ def _scores(
 def _repeat(reward: Reward, found: Examination, pair: tuple[np.ndarray, np.ndarray, Prompt]) -> None:
     """One batch twice, and its first images one by one: time, repeatability, independence of the batch."""
     pictures, names = probes(pair), (*_PAIR, "image of noise", "mirrored good image")
-    images = [pictures[index % len(pictures)] for index in range(max(found.batch, len(pictures)))]
-    before = [picture.copy() for picture in pictures]
+    images = _filled(pictures, found.batch)
+    before = [image.copy() for image in images]
     prompts, runs = [pair[2]] * len(images), []
     for _ in range(2):
+        forget_features()  # or the second run would only look up what the first one computed
         began = time.perf_counter()
         scores = _scores(reward, found, images, prompts, names)
         elapsed = (time.perf_counter() - began) / len(images)
@@ -256,8 +258,9 @@ def _repeat(reward: Reward, found: Examination, pair: tuple[np.ndarray, np.ndarr
         if scores is None:
             return
         runs.append(scores)
-    if not all(np.array_equal(picture, copy) for picture, copy in zip(pictures, before, strict=True)):
+    if not all(np.array_equal(image, copy) for image, copy in zip(images, before, strict=True)):
         found.warnings.append(f'reward "{found.name}" changes the images it is given')
+    forget_features()
     singles = [_scores(reward, found, [image], prompts[:1], [name]) for image, name in zip(pictures, names, strict=True)]
     if any(single is None for single in singles):
         return
@@ -272,6 +275,17 @@ def _repeat(reward: Reward, found: Examination, pair: tuple[np.ndarray, np.ndarr
             f'reward "{found.name}" depends on the batch: an image scored alone differs by {difference:.2g} '
             f"from the same image among {len(images)}"
         )
+
+
+def _filled(pictures: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """The pictures and then, up to `count`, copies with one pixel inverted: no two are alike, so that each costs its time."""
+    images = list(pictures)
+    while len(images) < count:
+        copies, place = divmod(len(images), len(pictures))
+        copy = np.array(pictures[place])
+        copy.reshape(-1, 3)[copies % (copy.size // 3)] ^= 255
+        images.append(copy)
+    return images
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float:

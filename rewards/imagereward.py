@@ -23,7 +23,16 @@ import numpy as np
 
 from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.base import Reward, RewardResult, RewardUnavailableError, rewards
-from xomni_rl.rewards.models import Placement, SharedModel, Source, find_weights, load_tensors, read_tensors, shared_model
+from xomni_rl.rewards.models import (
+    Placement,
+    SharedModel,
+    Source,
+    find_weights,
+    load_tensors,
+    read_tensors,
+    shared_model,
+    tokenizer_folder,
+)
 from xomni_rl.rewards.pixels import clip_pixels, disc_and_noise, round_half_even
 from xomni_rl.rewards.pretrained import finite_result
 
@@ -153,7 +162,7 @@ class ImageRewardReward(Reward):
             sizes = inferred_sizes(tensors)
         except (KeyError, ValueError, IndexError) as error:
             raise RewardUnavailableError(
-                f'reward "{self.name}": {path} is not {SOURCE.what} ({error}); download it from {SOURCE.where}'
+                f'reward "{self.name}": {path} is not {SOURCE.what} ({error}); {SOURCE.remedy("weights")}'
             ) from error
         if len(tokenizer) != sizes["text"]["vocab_size"]:
             raise RewardUnavailableError(
@@ -168,7 +177,7 @@ class ImageRewardReward(Reward):
         from transformers import BertTokenizer
 
         try:
-            tokenizer = BertTokenizer.from_pretrained(self.tokenizer)
+            tokenizer = BertTokenizer.from_pretrained(tokenizer_folder(self.tokenizer), local_files_only=True)
         except Exception as error:  # the hub's and the tokenizer library's errors share no base class
             raise RewardUnavailableError(
                 f'reward "{self.name}": the tokenizer {self.tokenizer} cannot be loaded ({type(error).__name__}); download '

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 DTYPES = ("float32", "bfloat16", "float16")
+NOT_FETCHED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
+"""Of a model folder on the hub: the same weights in forms that are not read here, gigabytes each."""
+TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "config.json")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ class Source:
     licence: str
     repo: str | None = None
     file: str | None = None
+
+    def remedy(self, option: str) -> str:
+        """The end of a sentence about missing or wrong weights: what to download, where it goes, its licence."""
+        return f"download {self.what} from {self.where} (licence: {self.licence}) and give its path as the option {option}=PATH"
 
 
 def find_weights(reward: str, weights: str | Path | None, source: Source, option: str = "weights") -> Path:
@@ -60,19 +68,49 @@ def find_weights(reward: str, weights: str | Path | None, source: Source, option
             reason = (
                 f"{repo} is neither a file here nor in the model hub's cache, and cannot be fetched ({type(error).__name__})"
             )
-    raise RewardUnavailableError(
-        f'reward "{reward}": {reason}; download {source.what} from {source.where} (licence: {source.licence}) '
-        f"and give its path as the option {option}=PATH"
-    )
+    raise RewardUnavailableError(f'reward "{reward}": {reason}; {source.remedy(option)}')
+
+
+def tokenizer_folder(place: str) -> Path:
+    """The folder of a tokenizer: `place` itself, or the tokenizer's files of the hub repository of that name.
+
+    Raises: the hub's errors, which share no base class.
+    """
+    return Path(place) if Path(place).exists() else _snapshot(place, TOKENIZER_FILES)
 
 
 def _from_hub(repo: str, file: str | None) -> Path:
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import try_to_load_from_cache
 
-    return Path(snapshot_download(repo) if file is None else hf_hub_download(repo, file))
+    if file is None:
+        return _snapshot(repo)
+    cached = try_to_load_from_cache(repo, file)
+    path = Path(cached) if isinstance(cached, str) else _snapshot(repo, (file,)) / file
+    if not path.is_file():
+        raise FileNotFoundError(f"{repo} holds no {file}")
+    return path
 
 
-def read_tensors(reward: str, path: Path, source: Source) -> dict[str, torch.Tensor]:
+def _snapshot(repo: str, only: tuple[str, ...] = ()) -> Path:
+    from huggingface_hub import constants
+
+    return _asked_once(repo, only, str(constants.HF_HUB_CACHE))
+
+
+@lru_cache(maxsize=64)
+def _asked_once(repo: str, only: tuple[str, ...], _cache: str) -> Path:
+    """A repository's folder in the hub's cache. The hub is asked once: no score may wait for the network.
+
+    Not by hf_hub_download: it tries a hub that cannot be reached for 23 s, and says so in ten lines.
+    """
+    from huggingface_hub import snapshot_download
+
+    if only:
+        return Path(snapshot_download(repo, allow_patterns=list(only)))
+    return Path(snapshot_download(repo, ignore_patterns=list(NOT_FETCHED)))
+
+
+def read_tensors(reward: str, path: Path, source: Source, option: str = "weights") -> dict[str, torch.Tensor]:
     """A checkpoint's tensors, on the CPU: safetensors, or a torch file of plain tensors (nothing else is unpickled).
 
     A dictionary under the key `state_dict` or `model` is unwrapped.
@@ -95,12 +133,14 @@ def read_tensors(reward: str, path: Path, source: Source) -> dict[str, torch.Ten
         reason = "it holds no tensors by name"
     except Exception as error:  # unpickling, zip, header and I/O errors share no base class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise RewardUnavailableError(
-        f'reward "{reward}": {path} cannot be read ({reason}); download {source.what} again from {source.where}'
-    )
+        if type(error).__name__ == "UnpicklingError":  # torch's own words advise to execute it
+            reason = "it is damaged, or holds more than tensors, which would have to be executed"
+    raise RewardUnavailableError(f'reward "{reward}": {path} cannot be read ({reason}); {source.remedy(option)}')
 
 
-def load_tensors(reward: str, module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, source: Source) -> None:
+def load_tensors(
+    reward: str, module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, source: Source, option: str = "weights"
+) -> None:
     """Loads tensors into a module, all of them and no others.
 
     Raises: RewardUnavailableError naming the first that is missing, left over or of another shape.
@@ -116,7 +156,7 @@ def load_tensors(reward: str, module: nn.Module, tensors: Mapping[str, torch.Ten
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise RewardUnavailableError(
-            f'reward "{reward}": {path} is not {source.what} ({wrong[0]}{more}); download it from {source.where}'
+            f'reward "{reward}": {path} is not {source.what} ({wrong[0]}{more}); {source.remedy(option)}'
         )
     module.load_state_dict(dict(tensors))
 

@@ -132,7 +132,7 @@ class OpenClipBackbone:
 
     def _loaded(self, found: ClipFiles) -> tuple[nn.Module, dict[str, Any]]:
         refuse_program(self.reward, found.weights, self.option)
-        tensors = read_tensors(self.reward, found.weights, found.source)
+        tensors = read_tensors(self.reward, found.weights, found.source, self.option)
         if all(name.startswith("module.") for name in tensors):  # saved from a DistributedDataParallel
             tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
         try:
@@ -141,7 +141,7 @@ class OpenClipBackbone:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise RewardUnavailableError(f'reward "{self.reward}": open_clip cannot make {self.model} ({reason})') from error
         own = {name: tensor for name, tensor in tensors.items() if name not in _NOT_WEIGHTS}
-        load_tensors(self.reward, module, own, found.weights, found.source)
+        load_tensors(self.reward, module, own, found.weights, found.source, self.option)
         return module, {"tokenizer": tokenizer, "images": FeatureMemory(), "texts": FeatureMemory()}
 
     def _encoded(

@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,14 +245,7 @@ def _tag_source(tagged: dict[str, Any]) -> Source:
 
 
 def find_file(reward: str, weights: str | None, source: Source, option: str = "weights") -> Path:
-    """A reward's checkpoint, as `find_weights` finds it; the hub is asked once, for no score may wait for the network."""
+    """A reward's checkpoint, as `find_weights` finds it. Raises: RewardUnavailableError, also for a folder."""
     if weights is not None and Path(weights).is_dir():
         raise RewardUnavailableError(f'reward "{reward}": {option}={weights} is a folder; the checkpoint file in it is needed')
-    if weights is not None and Path(weights).exists():
-        return Path(weights).absolute()
-    return _asked_hub(reward, weights, source, option)
-
-
-@lru_cache(maxsize=64)
-def _asked_hub(reward: str, weights: str | None, source: Source, option: str) -> Path:
     return find_weights(reward, weights, source, option).absolute()

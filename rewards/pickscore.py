@@ -23,7 +23,7 @@ import numpy as np
 
 from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.base import Reward, RewardResult, RewardUnavailableError, rewards
-from xomni_rl.rewards.models import Placement, SharedModel, Source, find_weights, shared_model
+from xomni_rl.rewards.models import Placement, SharedModel, Source, find_weights, shared_model, tokenizer_folder
 from xomni_rl.rewards.pixels import clip_pixels, disc_and_noise, round_down
 from xomni_rl.rewards.pretrained import finite_result, load_pretrained, model_files
 
@@ -137,8 +137,7 @@ class PickScoreReward(Reward):
         path = find_weights(self.name, self.weights, SOURCE)
         if not (path / "config.json").is_file():
             raise RewardUnavailableError(
-                f'reward "{self.name}": {path} is not a model folder with a config.json; download {SOURCE.what} '
-                f"from {SOURCE.where} and give the folder as the option weights=PATH"
+                f'reward "{self.name}": {path} is not a model folder with a config.json; {SOURCE.remedy("weights")}'
             )
         return path
 
@@ -158,11 +157,11 @@ class PickScoreReward(Reward):
         has_own = any((folder / name).is_file() for name in _TOKENIZER_FILES)
         place = str(folder) if has_own else self.processor
         try:
-            return CLIPTokenizer.from_pretrained(place)
+            return CLIPTokenizer.from_pretrained(tokenizer_folder(place), local_files_only=True)
         except Exception as error:  # the hub's and the tokenizer library's errors share no base class
             raise RewardUnavailableError(
                 f'reward "{self.name}": the tokenizer {place} cannot be loaded ({type(error).__name__}); put tokenizer.json '
-                f"of {PROCESSOR} into {folder} or give its folder as the option processor=PATH"
+                f"of {PROCESSOR} (licence: MIT) into {folder} or give its folder as the option processor=PATH"
             ) from error
 
 

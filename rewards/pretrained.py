@@ -59,10 +59,7 @@ def finite_result(reward: str, result: RewardResult) -> RewardResult:
 
 
 def _unusable(reward: str, folder: Path, reason: str, source: Source, option: str) -> RewardUnavailableError:
-    return RewardUnavailableError(
-        f'reward "{reward}": {folder} cannot be loaded ({reason}); download {source.what} from {source.where} '
-        f"(licence: {source.licence}) and give the folder as the option {option}=PATH"
-    )
+    return RewardUnavailableError(f'reward "{reward}": {folder} cannot be loaded ({reason}); {source.remedy(option)}')
 
 
 def _first_line(error: Exception) -> str:

@@ -29,7 +29,7 @@ GOT = Source(
 )
 END = "<|im_end|>"
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", END, "<img>", "</img>", "<imgpad>")
-_MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
+_MODEL_FILES = (".safetensors", ".json", ".txt", ".model")
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ def _load(folder: Path, placement: Placement) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoProcessor, GotOcr2ForConditionalGeneration
 
     try:
-        processor = AutoProcessor.from_pretrained(folder)
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         model, report = GotOcr2ForConditionalGeneration.from_pretrained(
-            folder, dtype=placement.torch_dtype(), output_loading_info=True
+            folder, dtype=placement.torch_dtype(), output_loading_info=True, use_safetensors=True, local_files_only=True
         )
         vision = model.config.vision_config
         # Two convolutions of stride 2 stand between the patches and the language model.
@@ -137,8 +137,7 @@ def _load(folder: Path, placement: Placement) -> tuple[Any, dict[str, Any]]:
 
 def _unusable(folder: Path, reason: str) -> RewardUnavailableError:
     return RewardUnavailableError(
-        f'reward "ocr": {folder} cannot be used as GOT-OCR 2.0 ({reason}); download {GOT.what} from {GOT.where} '
-        f"(licence: {GOT.licence}) and give its path as the option engine_options.weights=PATH"
+        f'reward "ocr": {folder} cannot be used as GOT-OCR 2.0 ({reason}); {GOT.remedy("engine_options.weights")}'
     )
 
 

@@ -42,7 +42,8 @@ class VlmReader:
     def from_options(cls, options: Mapping[str, Any]) -> VlmReader:
         """The reader of {max_new_tokens, and the keys of `build_vlm`}. Raises: ValueError for another key or value."""
         own = {"max_new_tokens": options["max_new_tokens"]} if "max_new_tokens" in options else {}
-        return cls(build_vlm("ocr", {key: value for key, value in options.items() if key not in own}), **own)
+        judge = {key: value for key, value in options.items() if key not in own}
+        return cls(build_vlm("ocr", judge, option="engine_options.weights"), **own)
 
     def read(self, images: Sequence[np.ndarray]) -> Pages:
         """Lines of N uint8 [H, W, 3] images, and index → reason for failed ones; see `Reader`."""

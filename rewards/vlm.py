@@ -66,7 +66,7 @@ class Vlm(Protocol):
         """Files that decide the answers; none for a server. Raises: RewardUnavailableError."""
 
 
-def build_vlm(reward: str, vlm: Mapping[str, Any], source: Source = QWEN) -> Vlm:
+def build_vlm(reward: str, vlm: Mapping[str, Any], source: Source = QWEN, option: str = "weights") -> Vlm:
     """The judge that a reward's options describe.
 
     Args:
@@ -74,6 +74,7 @@ def build_vlm(reward: str, vlm: Mapping[str, Any], source: Source = QWEN) -> Vlm
         vlm: {backend: local, weights, device, dtype, …} or {backend: server, url, model, api_key_env, …}; the other keys
             are the fields of `LocalVlm` and `ServerVlm`.
         source: the local judge's published weights, used if `weights` is not given.
+        option: the reward's option that `weights` was given as, for messages.
     Raises: ValueError for an unknown back-end or option, or a value that it refuses.
     """
     options = {str(key): value for key, value in vlm.items()}
@@ -84,7 +85,7 @@ def build_vlm(reward: str, vlm: Mapping[str, Any], source: Source = QWEN) -> Vlm
         from xomni_rl.rewards.vlm_local import LocalVlm
 
         _check_options(reward, options, LocalVlm.__dataclass_fields__)
-        return LocalVlm(**{"source": source} | options, reward=reward)
+        return LocalVlm(**options, reward=reward, source=source, option=option)
     from xomni_rl.rewards.vlm_server import ServerVlm
 
     _check_options(reward, options, ServerVlm.__dataclass_fields__)
@@ -117,7 +118,7 @@ def check_questions(images: Sequence[np.ndarray], questions: Sequence[str]) -> N
 
 
 def _check_options(reward: str, options: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
-    known = [name for name in fields if name not in ("reward", "source")]
+    known = [name for name in fields if name not in ("reward", "source", "option")]
     for option in options:
         if option not in known:
             raise ValueError(f'reward "{reward}": {unknown_name("vlm option", option, known)}')

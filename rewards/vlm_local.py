@@ -42,6 +42,7 @@ class LocalVlm:
         min_pixels, max_pixels: an image of fewer (more) pixels is enlarged (reduced) to that, by processors of
             Qwen's family; None = the checkpoint's own.
         source: the published weights.
+        option: the reward's option that `weights` was given as, for messages.
     Raises: ValueError for values out of range.
     """
 
@@ -54,6 +55,7 @@ class LocalVlm:
     min_pixels: int | None = None
     max_pixels: int | None = None
     source: Source = QWEN
+    option: str = "weights"
 
     def __post_init__(self) -> None:
         Placement(self.device, self.dtype, self.offload)
@@ -88,7 +90,7 @@ class LocalVlm:
         return tuple(sorted(path for path in self._folder().iterdir() if path.is_file() and path.suffix in _MODEL_FILES))
 
     def _folder(self) -> Path:
-        folder = find_weights(self.reward, self.weights, self.source)
+        folder = find_weights(self.reward, self.weights, self.source, self.option)
         if not folder.is_dir():
             raise self._unusable(folder, "it is a file, not a folder with config.json, weights and tokenizer")
         return folder
@@ -96,7 +98,7 @@ class LocalVlm:
     def _unusable(self, folder: Path, reason: str) -> RewardUnavailableError:
         return RewardUnavailableError(
             f'reward "{self.reward}": {folder} cannot be used as an image-text-to-text model ({reason}); '
-            f"give the folder of such a model as weights, for example {self.source.what} from {self.source.where}"
+            f"{self.source.remedy(self.option)}"
         )
 
     def _model(self) -> SharedModel:

@@ -13,11 +13,19 @@ import pytest
 import torch
 
 from xomni_rl.prompts import Prompt
-from xomni_rl.rewards.base import FunctionReward, Reward, RewardError, RewardResult, RewardUnavailableError, build_reward
+from xomni_rl.rewards.base import (
+    FunctionReward,
+    Reward,
+    RewardError,
+    RewardResult,
+    RewardUnavailableError,
+    build_reward,
+    rewards,
+)
 from xomni_rl.rewards.component import Component
 from xomni_rl.rewards.composite import CompositeReward
 from xomni_rl.rewards.health import check_before_training, examine, hashes_of, packages_of, quick_check, random_state_kept
-from xomni_rl.rewards.models import Placement, forget_models, shared_model
+from xomni_rl.rewards.models import Placement, forget_models, loaded_models, shared_model
 
 Images = Sequence[np.ndarray]
 WHITE, BLACK = np.full((8, 10, 3), 255, np.uint8), np.zeros((8, 10, 3), np.uint8)
@@ -168,16 +176,63 @@ def relative_to_batch(images: Images) -> np.ndarray:
     ("measure", "sentence"),
     [
         (noisy(), "is not deterministic: the same batch again differs by 0.0"),
-        # Alone, black is 0; among as many whites, noises and mirrored whites it is mean / 2 = (1 + 0 + noise + 1) / 8.
+        # Alone, black is 0; among white, noise and mirrored white it is mean / 2 = (1 + 0 + noise + 1) / 8.
         (relative_to_batch, f"depends on the batch: an image scored alone differs by {(2 + NOISE) / 8:.2g} from the same"),
         (whitening, "changes the images"),
         (lambda images: np.full(len(images), 0.25), "is constant: 0.25 for every image"),
     ],
 )
 def test_examination_finds(measure: Callable[[Images], np.ndarray], sentence: str) -> None:
-    found = examine("x", measured(measure, self_check=lambda self: (WHITE.copy(), BLACK.copy(), Prompt("p", "any"))))
+    pair = WHITE.copy(), BLACK.copy(), Prompt("p", "any")
+    found = examine("x", measured(measure, self_check=lambda self: pair), batch=4)
     assert found.errors == []
     assert any(sentence in warning for warning in found.warnings), found.warnings
+
+
+class Unsteady(torch.nn.Module):
+    """A vision tower that adds something to what it gives: another number at each call, or the size of the batch."""
+
+    def __init__(self, tower: torch.nn.Module, what: str) -> None:
+        super().__init__()
+        self.tower, self.what, self.calls = tower, what, 0
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        given: torch.Tensor = self.tower(pixels)
+        more = torch.arange(given.shape[-1]) * float(len(pixels) if self.what == "batch" else self.calls)
+        return given + more
+
+
+@pytest.mark.parametrize(("what", "sentence"), [("call", "is not deterministic"), ("batch", "depends on the batch")])
+def test_model_that_is_unsteady_is_found_although_its_features_are_remembered(tmp_path: Path, what: str, sentence: str) -> None:
+    reward = build_reward("clip", **entry_of("clip").write_tiny(tmp_path))
+    forget_models()
+    reward.load()
+    [shared] = loaded_models().values()
+    shared.module.visual = Unsteady(shared.module.visual, what)
+    found = examine("x", reward)
+    forget_models()
+    assert any(sentence in warning for warning in found.warnings), found.warnings
+
+
+def test_every_image_of_the_timed_batch_is_computed(tmp_path: Path) -> None:
+    reward = build_reward("clip", **entry_of("clip").write_tiny(tmp_path))
+    forget_models()
+    reward.load()
+    [shared] = loaded_models().values()
+    seen: list[int] = []
+    shared.module.visual.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+    examine("x", reward, batch=6)
+    forget_models()
+    # The pair; twice the batch of six, no two alike and nothing remembered; four of its images alone.
+    assert seen == [2, 6, 6, 1, 1, 1, 1]
+
+
+def entry_of(name: str) -> type[Reward]:
+    entry = rewards.get(name)
+    assert isinstance(entry, type)
+    assert issubclass(entry, Reward)
+    return entry
 
 
 def test_examination_of_a_good_reward_measures_and_flags_nothing() -> None:

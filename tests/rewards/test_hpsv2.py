@@ -17,7 +17,6 @@ from xomni_rl.rewards.base import RewardError, RewardUnavailableError
 from xomni_rl.rewards.clip import ClipReward
 from xomni_rl.rewards.hpsv2 import HpsV2Reward, HpsV21Reward
 from xomni_rl.rewards.open_clip_backbone import forget_features
-from xomni_rl.rewards.open_clip_files import _asked_hub
 
 PROMPTS = [Prompt(str(i), text) for i, text in enumerate(["a cat", "A Sunset over the sea", 'the word "K7AX"', "dog"])]
 
@@ -103,11 +102,9 @@ def test_published_file_is_found_in_the_hubs_cache(tmp_path: Path, monkeypatch: 
     Path(options["weights"]).rename(snapshot / "HPS_v2.1_compressed.pt")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    _asked_hub.cache_clear()
     reward = HpsV21Reward(architecture=options["architecture"])
     assert reward.files()[1] == snapshot / "HPS_v2.1_compressed.pt"
     assert np.isfinite(reward(pictures(), PROMPTS).scores).all()
-    _asked_hub.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -122,7 +119,7 @@ def test_wrong_checkpoint_names_the_tensor_and_the_right_file(
 ) -> None:
     tensors = torch.load(options["weights"], weights_only=True)["state_dict"] | change
     torch.save({"state_dict": {k: v for k, v in tensors.items() if v is not None}}, tmp_path / "w.pt")
-    message = rf"w\.pt is not HPS_v2_compressed\.pt \({reason}\); download it from https://huggingface\.co/xswu/HPSv2"
+    message = rf"w\.pt is not HPS_v2_compressed\.pt \({reason}\); download HPS_v2_compressed\.pt from https://huggingface\.co/xswu/HPSv2"
     with pytest.raises(RewardUnavailableError, match=message):
         HpsV2Reward(weights=str(tmp_path / "w.pt"), architecture=options["architecture"]).load()
 

@@ -3,6 +3,8 @@
 import os
 import pickle
 import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from xomni_rl.rewards.models import (
     load_tensors,
     read_tensors,
     shared_model,
+    tokenizer_folder,
 )
 
 FILE = Source("scorer.pt", "https://example.org/scorer", "MIT")
@@ -49,6 +52,90 @@ def test_missing_weights_say_what_to_download_from_where_under_which_licence(
     assert said.startswith(f'reward "score": {reason}')
     for part in (source.what, source.where, "licence: MIT", "weights=PATH"):
         assert part in said
+
+
+class Hub:
+    """A model hub that answers every request with 503, and counts them."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.asked.append(self.path)
+                self.send_error(503)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The only hub there is, with an empty cache in `tmp_path`."""
+    made = Hub()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{made.server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def cached(folder: Path, repo: str, *files: str) -> Path:
+    """Puts files into the hub's cache as if they had been downloaded; their folder."""
+    home = folder / f"models--{repo.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("0a")
+    snapshot = home / "snapshots" / "0a"
+    snapshot.mkdir(parents=True)
+    for name in files:
+        (snapshot / name).write_bytes(b"x")
+    return snapshot
+
+
+ONE_FILE = Source("scorer.pt", "https://example.org/scorer", "MIT", repo="nobody/scorer", file="scorer.pt")
+
+
+@pytest.mark.parametrize("source", [REPO, ONE_FILE])
+def test_hub_that_does_not_answer_is_asked_once_and_nothing_is_printed(
+    hub: Hub, source: Source, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RewardUnavailableError, match=r"cannot be fetched .*download .*licence: MIT"):
+        find_weights("s", None, source)
+    assert len(hub.asked) == 1  # trying it again and again takes 23 s
+    assert capfd.readouterr() == ("", "")
+
+
+def test_file_in_the_hubs_cache_is_taken_without_asking(hub: Hub, tmp_path: Path) -> None:
+    snapshot = cached(tmp_path, "nobody/scorer", "scorer.pt")
+    assert find_weights("s", None, ONE_FILE) == snapshot / "scorer.pt"
+    assert find_weights("s", "nobody/scorer", ONE_FILE) == snapshot / "scorer.pt"
+    assert hub.asked == []
+
+
+def test_hub_is_asked_for_a_folder_once_and_not_at_every_score(hub: Hub, tmp_path: Path) -> None:
+    snapshot = cached(tmp_path, "nobody/scorer", "config.json")
+    assert [find_weights("s", None, REPO) for _ in range(3)] == [snapshot] * 3
+    assert len(hub.asked) == 1
+
+
+def test_cached_repository_without_the_file_is_told(hub: Hub, tmp_path: Path) -> None:
+    cached(tmp_path, "nobody/scorer", "another.pt")
+    with pytest.raises(RewardUnavailableError, match=r"download scorer\.pt"):
+        find_weights("s", None, ONE_FILE)
+
+
+def test_tokenizer_is_a_folder_or_comes_from_the_hubs_cache(hub: Hub, tmp_path: Path) -> None:
+    snapshot = cached(tmp_path, "nobody/words", "tokenizer.json")
+    assert tokenizer_folder(str(tmp_path)) == tmp_path
+    assert [tokenizer_folder("nobody/words") for _ in range(2)] == [snapshot] * 2
+    assert len(hub.asked) == 1
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -82,7 +169,10 @@ def test_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> No
     (tmp_path / "a.pt").write_bytes(pickle.dumps({"weight": Hostile(tmp_path / "owned")}))
     torch.save({"weight": Hostile(tmp_path / "owned")}, tmp_path / "b.pt")
     for name in ("a.pt", "b.pt"):
-        with pytest.raises(RewardUnavailableError, match=rf"{name} cannot be read .*download scorer\.pt again"):
+        with pytest.raises(
+            RewardUnavailableError,
+            match=rf"{name} cannot be read \(it is damaged, or holds more than tensors.*download scorer\.pt",
+        ):
             read_tensors("s", tmp_path / name, FILE)
     assert not (tmp_path / "owned").exists()
 
@@ -107,8 +197,8 @@ def test_truncated_and_empty_files_are_named(tmp_path: Path) -> None:
 )
 def test_checkpoint_that_does_not_fit_names_the_first_tensor(change: dict[str, torch.Tensor | None], reason: str) -> None:
     given = {name: value for name, value in (tensors() | change).items() if value is not None}
-    with pytest.raises(RewardUnavailableError, match=reason):
-        load_tensors("s", nn.Linear(3, 2), given, Path("a.pt"), FILE)
+    with pytest.raises(RewardUnavailableError, match=rf"a\.pt is not scorer\.pt \({reason}.*licence: MIT.*head=PATH"):
+        load_tensors("s", nn.Linear(3, 2), given, Path("a.pt"), FILE, option="head")
 
 
 def test_fitting_checkpoint_is_loaded() -> None:

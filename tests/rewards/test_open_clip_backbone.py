@@ -24,7 +24,7 @@ from xomni_rl.rewards.base import RewardUnavailableError
 from xomni_rl.rewards.clip import ClipReward
 from xomni_rl.rewards.models import Placement
 from xomni_rl.rewards.open_clip_backbone import TINY, FeatureMemory, OpenClipBackbone, forget_features, write_tiny_clip
-from xomni_rl.rewards.open_clip_files import _asked_hub, _middle, padded_input
+from xomni_rl.rewards.open_clip_files import _middle, padded_input
 from xomni_rl.weights import SIGNS_CLIP
 
 TEXTS = ["a red sign", 'a blue sign that says "K7AX"', "nothing"]
@@ -269,7 +269,6 @@ def test_tag_of_open_clip_is_taken_from_the_hubs_cache(tmp_path: Path, monkeypat
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-for-tests", {"base": tag})
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    _asked_hub.cache_clear()
     image = pictures((32, 60))[0]
     squashed = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC))
     model = open_clip.CLIP(**json.loads(config.read_text())).eval()
