@@ -66,6 +66,7 @@ class TrainerSettings:
 
     Attributes:
         seed: of prompts' order and rollouts.
+        engine: what trains: "native", or "trl" for TRL's GRPOTrainer.
         steps: training steps: one rollout and its updates each.
         max_seconds: no further step once so many seconds of training, without evaluation, are spent across resumes;
             None = no limit.
@@ -89,6 +90,7 @@ class TrainerSettings:
 
     seed: int = 0
     name: str = "default"
+    engine: Literal["native", "trl"] = "native"
     steps: int = 400
     max_seconds: float | None = 540
     prompts_per_step: int = 8
@@ -125,6 +127,8 @@ class TrainerSettings:
             _require(name, getattr(self, name), minimum=0)
         if self.max_seconds is not None:
             _require("max_seconds", self.max_seconds, minimum=0)
+        if self.engine not in ("native", "trl"):
+            raise SettingsError(f'trainer.engine must be "native" or "trl", not {self.engine!r}')
         if self.save_images not in ("all", "none"):
             raise SettingsError(f'trainer.save_images must be "all" or "none", not {self.save_images!r}')
         if self.mixed_precision not in ("no", "bf16", "fp16"):
@@ -178,7 +182,8 @@ def _require(name: str, value: object, *, minimum: float, whole: bool = False) -
         raise SettingsError(f"trainer.{name} must be {kind} of {minimum:g} or more, not {value!r}")
 
 
-FROZEN = ("seed", "model.path", "model.dtype", "prompts", "algorithm.name", "trainer.prompts_per_step", "trainer.group_size")
+FROZEN = ("seed", "model.path", "model.dtype", "prompts", "algorithm.name", "trainer.engine")
+FROZEN += ("trainer.prompts_per_step", "trainer.group_size")
 """Settings that a run keeps to its end: with others it would be another run."""
 
 

@@ -82,7 +82,12 @@ def train(
     Raises: SettingsError, AlgorithmError, RunFolderError, CheckpointError for what a person must put right; TrainingError
         for a loss or gradient that is not finite (the batch is saved); RewardError as the reward raises it.
     """
-    trainer = Trainer(config, policy, reward, train_prompts, heldout_prompts, evaluation_reward or reward, console)
+    kind = Trainer
+    if TrainerSettings.from_config(config).engine == "trl":
+        from xomni_rl.policies import trl_engine  # heavy, and an extra
+
+        kind = trl_engine.TRLTrainer
+    trainer = kind(config, policy, reward, train_prompts, heldout_prompts, evaluation_reward or reward, console)
     trainer.reward_checks = reward_checks
     return trainer.run()
 
@@ -124,8 +129,7 @@ class Trainer:
                 if self.evaluates and self.progress.step == 0:
                     self._evaluate_before()
                 self._mark = time.perf_counter()
-                while self._why_stop() is None:
-                    self._train_step()
+                self._train()
             self.tables.join()
         except (TrainingError, CheckpointError, RunFolderError) as error:
             with suppress(RunFolderError):  # a full disk must not hide why training ended
@@ -140,8 +144,22 @@ class Trainer:
     def evaluates(self) -> bool:
         return self.settings.evaluate_every is not None and bool(self.heldout_prompts)
 
+    def _train(self) -> None:
+        """Steps until there is a reason to stop; another engine takes this over."""
+        while self._why_stop() is None:
+            self._train_step()
+
     def _train_step(self) -> None:
         step = self.progress.step + 1
+        batch, metrics = self._rolled_out(step)
+        began = time.perf_counter()
+        experience = self.learner.experience(batch)
+        metrics |= self._update(step, batch, experience)
+        times = batch.times | {"update": self._elapsed(began)}
+        self._record(step, batch, experience, metrics, times)
+
+    def _rolled_out(self, step: int) -> tuple[RolloutBatch, dict[str, float]]:
+        """The scored rollouts of a step, and their figures."""
         settings = self.settings
         prompts = prompts_of_step(self.train_prompts, settings.prompts_per_step, step, settings.seed)
         with self.accelerator.autocast():
@@ -149,12 +167,7 @@ class Trainer:
                 prompts, self.reward.at(step), group_size=settings.group_size, seed=stream_seed(settings.seed, step)
             )
         weights = self.reward.varying_weights(step)
-        metrics = rollout_metrics(batch) | {f"weight/{name}": weight for name, weight in weights.items()}
-        began = time.perf_counter()
-        experience = self.learner.experience(batch)
-        metrics |= self._update(step, batch, experience)
-        times = batch.times | {"update": self._elapsed(began)}
-        self._record(step, batch, experience, metrics, times)
+        return batch, rollout_metrics(batch) | {f"weight/{name}": weight for name, weight in weights.items()}
 
     def _update(self, step: int, batch: RolloutBatch, experience: Experience) -> dict[str, float]:
         """Updates the weights, unless no rollout teaches anything. Raises: TrainingError if a number is not finite."""
@@ -164,11 +177,14 @@ class Trainer:
         try:
             return {"skipped": 0.0} | self.learner.update(experience, np.random.default_rng([self.settings.seed, step]))
         except NonFiniteError as error:
-            saved = save_batch(self.folder.path / "nonfinite" / f"step_{step:06d}", batch, experience, error)
-            raise TrainingError(
-                f"step {step}: {error} (prompts {', '.join(self._prompt_ids(batch, error))}); {saved}; "
-                f"lower trainer.learning_rate, or go on from an older checkpoint with resume="
-            ) from error
+            raise self._explained(step, batch, experience, error) from error
+
+    def _explained(self, step: int, batch: RolloutBatch, experience: Experience, error: NonFiniteError) -> TrainingError:
+        """What to tell of a number that is not finite, with its batch saved."""
+        saved = save_batch(self.folder.path / "nonfinite" / f"step_{step:06d}", batch, experience, error)
+        prompts = ", ".join(batch.prompts[group * batch.group_size].id for group in error.groups)
+        remedy = "lower trainer.learning_rate, or go on from an older checkpoint with resume="
+        return TrainingError(f"step {step}: {error} (prompts {prompts}); {saved}; {remedy}")
 
     def _record(
         self, step: int, batch: RolloutBatch, experience: Experience, metrics: dict[str, float], times: dict[str, float]
@@ -366,9 +382,6 @@ class Trainer:
         if self.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began
-
-    def _prompt_ids(self, batch: RolloutBatch, error: NonFiniteError) -> list[str]:
-        return [batch.prompts[group * batch.group_size].id for group in error.groups]
 
     def _write_summary(self, status: str) -> TrainSummary:
         progress = self.progress
