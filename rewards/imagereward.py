@@ -156,7 +156,6 @@ class ImageRewardReward(Reward):
         return shared_model(("imagereward", str(path), self.tokenizer), self.placement, lambda: self._loaded(path))
 
     def _loaded(self, path: Path) -> tuple[nn.Module, dict[str, Any]]:
-        tokenizer = self._tokenizer()
         tensors = own_names(read_tensors(self.name, path, SOURCE))
         try:
             sizes = inferred_sizes(tensors)
@@ -164,6 +163,7 @@ class ImageRewardReward(Reward):
             raise RewardUnavailableError(
                 f'reward "{self.name}": {path} is not {SOURCE.what} ({error}); {SOURCE.remedy("weights")}'
             ) from error
+        tokenizer = self._tokenizer()
         if len(tokenizer) != sizes["text"]["vocab_size"]:
             raise RewardUnavailableError(
                 f'reward "{self.name}": the tokenizer {self.tokenizer} has {len(tokenizer)} words with [DEC] and [ENC], but '

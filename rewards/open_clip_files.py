@@ -247,5 +247,5 @@ def _tag_source(tagged: dict[str, Any]) -> Source:
 def find_file(reward: str, weights: str | None, source: Source, option: str = "weights") -> Path:
     """A reward's checkpoint, as `find_weights` finds it. Raises: RewardUnavailableError, also for a folder."""
     if weights is not None and Path(weights).is_dir():
-        raise RewardUnavailableError(f'reward "{reward}": {option}={weights} is a folder; the checkpoint file in it is needed')
+        raise RewardUnavailableError(f'reward "{reward}": {weights} is a folder and not a checkpoint; {source.remedy(option)}')
     return find_weights(reward, weights, source, option).absolute()

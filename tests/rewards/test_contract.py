@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +21,10 @@ from xomni_rl.rewards.base import (
     build_reward,
     rewards,
 )
+from xomni_rl.rewards.open_clip_backbone import forget_features
 
 NAMES = [name for name in rewards.names() if name != "remote"]  # it needs a server: test_remote.py
+WITH_WEIGHTS = ("aesthetic", "clip", "hpsv2", "hpsv2.1", "imagereward", "pickscore", "rules", "unified_reward", "vlm_alignment")
 TOLERANCE = 1e-5
 """Of scores, relative to their size: a batch's matrix products round differently from a single's."""
 
@@ -51,8 +55,20 @@ def reward(case: Case) -> Reward:
     return case.reward
 
 
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> None:
+    """What a model made of an image in another test is not looked up here."""
+    forget_features()
+
+
 def goodness(reward: Reward, scores: np.ndarray) -> np.ndarray:
     return scores if reward.higher_is_better else -scores
+
+
+def alone(reward: Reward, image: np.ndarray, prompt: Prompt) -> float:
+    """The score of one image, computed anew."""
+    forget_features()
+    return float(reward([image], [prompt]).scores[0])
 
 
 def test_ocr_is_registered() -> None:
@@ -82,15 +98,16 @@ def test_scores_are_float32_in_the_declared_range(reward: Reward) -> None:
 
 def test_same_input_gives_same_scores(reward: Reward) -> None:
     good, worthless, prompt = reward.self_check()
-    first, second = (reward([good, worthless], [prompt] * 2).scores for _ in range(2))
-    np.testing.assert_array_equal(first, second)
+    first = reward([good, worthless], [prompt] * 2).scores
+    forget_features()
+    np.testing.assert_array_equal(reward([good, worthless], [prompt] * 2).scores, first)
 
 
 def test_batch_equals_singles(reward: Reward) -> None:
     good, worthless, prompt = reward.self_check()
     images = [good, worthless, good[:, ::-1].copy(), good]
     together = reward(images, [prompt] * 4).scores
-    singles = [reward([image], [prompt]).scores[0] for image in images]
+    singles = [alone(reward, image, prompt) for image in images]
     np.testing.assert_allclose(together, singles, rtol=TOLERANCE, atol=TOLERANCE)
 
 
@@ -98,7 +115,7 @@ def test_images_of_different_sizes_score_as_alone(reward: Reward) -> None:
     good, worthless, prompt = reward.self_check()
     images = [good, np.repeat(np.repeat(worthless, 2, axis=0), 2, axis=1), good[: len(good) // 2 + 1]]
     together = reward(images, [prompt] * 3).scores
-    singles = [reward([image], [prompt]).scores[0] for image in images]
+    singles = [alone(reward, image, prompt) for image in images]
     np.testing.assert_allclose(together, singles, rtol=TOLERANCE, atol=TOLERANCE)
 
 
@@ -122,6 +139,29 @@ def test_one_pixel_is_scored_or_fails_by_its_index(reward: Reward) -> None:
     except RewardError as error:
         failed = list(error.failures)
     assert failed in ([], [0])
+
+
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+@pytest.mark.parametrize("found", ["nothing", "garbage", "an empty folder"])
+def test_missing_and_wrong_weights_are_one_sentence_with_download_place_and_licence(
+    name: str, found: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "weights"
+    (tmp_path / "tiny").mkdir()
+    if found == "garbage":
+        place.write_bytes(b"no weights")
+    elif found == "an empty folder":
+        place.mkdir()
+    entry = rewards.get(name)
+    assert isinstance(entry, type)
+    options = entry.write_tiny(tmp_path / "tiny") | {"weights": str(place)}
+    with pytest.raises(RewardUnavailableError) as caught:
+        build_reward(name, **options).load()
+    said = str(caught.value)
+    assert "\n" not in said
+    assert re.match(
+        rf'reward "{re.escape(name)}": .*{place}.*; download \S.* from https://\S+ \(licence: .+\) .*weights=PATH', said
+    )
 
 
 def test_files_that_decide_the_scores_exist(reward: Reward) -> None:
@@ -213,10 +253,8 @@ def test_error_lists_first_failures_and_counts_the_rest() -> None:
     assert str(error) == ('reward "x" failed on 5 sample(s): sample 0: broken; sample 1: broken; sample 2: broken; and 2 more')
 
 
-def test_plain_function_of_the_working_directory_is_a_reward(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pathlib import Path
-
-    folder = Path(str(tmp_path))
+def test_plain_function_of_the_working_directory_is_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path
     (folder / "brightness_of_a_user.py").write_text(
         "def brightness(images, prompts, scale=1.0):\n    return [scale * image.mean() / 255 for image in images]\n"
     )

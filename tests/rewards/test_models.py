@@ -66,7 +66,8 @@ class Hub:
                 hub.asked.append(self.path)
                 self.send_error(503)
 
-            do_HEAD = do_GET
+            def do_HEAD(self) -> None:
+                self.do_GET()
 
             def log_message(self, *arguments: object) -> None:
                 pass

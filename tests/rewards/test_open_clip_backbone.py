@@ -233,7 +233,7 @@ def test_model_that_cannot_be_had_is_one_sentence(tmp_path: Path) -> None:
         ("ViT-B-32", "opnai"): r"weights=opnai is no file here and no tag of open_clip for ViT-B-32 \(nearest: openai\)",
         ("ViT-B-32", "openai"): "trained with another activation; use the model ViT-B-32-quickgelu",
         (config, "none.pt"): "none.pt does not exist; download open_clip_model.safetensors from .* as the option weights=PATH",
-        (config, str(tmp_path)): "is a folder; the checkpoint file in it is needed",
+        (config, str(tmp_path)): "is a folder and not a checkpoint; download",
         (str(tmp_path / "none.json"), weights): "none.json does not exist",
         (str(tmp_path / "damaged.json"), weights): "damaged.json cannot be read",
         (str(tmp_path / "other.json"), weights): "other.json has no text_cfg",
