@@ -85,7 +85,9 @@ def fact_questions(prompt: Prompt, questions: Mapping[str, str]) -> tuple[list[Q
 
     Facts are the `texts` (else the quoted spans of the prompt), and in each of the `checks`: the colour of the background
     ({"kind": "background", "colour"}), or a class, its number, its colour and its position in GenEval's form ({"class",
-    "count", "color", "position": ["left of", index of another check]}; the position may also be words: "left of the cat").
+    "count", "color", "position": ["left of", index]}, where the index counts the checks of a class that are not excluded, as
+    in `rules`; the position may also be words: "left of the cat"). What is excluded ({"class", "exclude": true}) is to be
+    there 0 times; "fewer than 3" is no question of its own, because of "2" it is asked whether it is exactly 2.
 
     Raises: FactError for a check whose values are of another form.
     """
@@ -112,6 +114,10 @@ def _facts(prompt: Prompt, index: int, check: Mapping[str, Any]) -> Iterator[tup
     count = check.get("count")
     if count is not None and (type(count) is not int or count < 0):
         raise FactError(f"check {index}: count must be a whole number of at least 0, got {count!r}")
+    if _is_excluded(index, check):
+        if count in (None, 1):
+            yield "count", {"class": name, "count": 0}
+        return
     # GenEval states 1 where it means "some".
     yield ("class", {"class": name}) if count in (None, 1) else ("count", {"class": name, "count": count})
     if colour is not None:
@@ -119,6 +125,13 @@ def _facts(prompt: Prompt, index: int, check: Mapping[str, Any]) -> Iterator[tup
     if check.get("position") is not None:
         relation, other = _position(prompt, index, check["position"])
         yield "position", {"class": name, "relation": relation, "other": other}
+
+
+def _is_excluded(index: int, check: Mapping[str, Any]) -> bool:
+    excluded = check.get("exclude", False)
+    if not isinstance(excluded, bool):
+        raise FactError(f"check {index}: exclude must be true or false, got {excluded!r}")
+    return excluded
 
 
 def _words(index: int, check: Mapping[str, Any], key: str) -> str | None:
@@ -137,8 +150,9 @@ def _position(prompt: Prompt, index: int, position: Any) -> tuple[str, str]:
     other: Any = None
     if isinstance(position, Sequence) and len(position) == 2:
         relation, target = position
-        others = [check.get("class") if place != index else None for place, check in enumerate(prompt.checks)]
-        other = others[target] if type(target) is int and 0 <= target < len(others) else None
+        shown = [place for place, check in enumerate(prompt.checks) if "class" in check and not check.get("exclude")]
+        place = shown[target] if type(target) is int and 0 <= target < len(shown) else index
+        other = None if place == index else prompt.checks[place]["class"]
     if not isinstance(relation, str) or not isinstance(other, str):
         raise FactError(
             f'check {index}: position must be like ["left of", 0], in which 0 is the index of another check with a class, '
