@@ -6,6 +6,7 @@ import io
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,17 @@ class JudgeServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
+    @property
+    def busiest(self) -> int:
+        return self.under_way["most"]
+
     def reset(self) -> None:
         self.fault: Fault = no_fault
         self.key: str | None = None
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.images: list[np.ndarray] = []
-        self.busy = self.busiest = 0
+        self.under_way = Counter[str]()  # a new one: what still hangs from an earlier test leaves this one alone
 
     def __enter__(self) -> "JudgeServer":
         self._thread.start()
@@ -80,13 +85,14 @@ class JudgeServer:
         body = await request.json()
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
-        self.busy += 1
-        self.busiest = max(self.busiest, self.busy)
+        under_way = self.under_way
+        under_way["now"] += 1
+        under_way["most"] = max(under_way["most"], under_way["now"])
         try:
             early = self.refusal(request) or await self.fault(len(self.bodies), body)
             return early or await asyncio.to_thread(self.completion, body)
         finally:
-            self.busy -= 1
+            under_way["now"] -= 1
 
     def refusal(self, request: Request) -> Response | None:
         if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":

@@ -23,6 +23,8 @@ from xomni_rl.rewards.vlm import Vlm, VlmError, build_vlm
 from xomni_rl.rewards.vlm_tiny import write_tiny_vlm
 
 KEY = "sk-Tiny0123456789"
+LONG = 20
+"""Seconds that a fault lasts; nothing waits for its end."""
 NOT_A_NUMBER = """
 {"choices": [{"message": {}, "logprobs": {"content": [{"top_logprobs": [{"token": "Yes", "logprob": NaN}]}]}}]}
 """
@@ -260,18 +262,18 @@ def test_failed_generation_keeps_the_other_answers(server: JudgeServer, folder: 
 
 def test_slow_answer_ends_at_the_deadline(server: JudgeServer) -> None:
     async def sleep(_number: int, _body: Mapping[str, Any]) -> None:
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(LONG)
 
     server.fault = sleep
     start = time.monotonic()
     with pytest.raises(VlmError, match=r"no answer within 0\.3 s"):
         judge(server, timeout=0.3).yes_probability(pictures()[:1], QUESTIONS[:1])
-    assert time.monotonic() - start < 1.2
+    assert time.monotonic() - start < LONG / 2
 
 
 def test_answer_that_drips_for_ever_ends_at_the_deadline(server: JudgeServer) -> None:
     async def drops() -> Any:
-        for _ in range(30):
+        for _ in range(10 * LONG):
             yield b" "
             await asyncio.sleep(0.1)
 
@@ -282,19 +284,19 @@ def test_answer_that_drips_for_ever_ends_at_the_deadline(server: JudgeServer) ->
     start = time.monotonic()
     with pytest.raises(VlmError, match=r"no answer within 0\.5 s"):
         judge(server, timeout=0.5).yes_probability(pictures()[:1], QUESTIONS[:1])
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < LONG / 2
 
 
 def test_dead_server_costs_one_deadline_and_not_one_per_question(server: JudgeServer) -> None:
     async def hang(_number: int, _body: Mapping[str, Any]) -> None:
-        await asyncio.sleep(2)
+        await asyncio.sleep(LONG)
 
     server.fault = hang
-    start = time.monotonic()
     with pytest.raises(VlmError, match="64 question") as caught:
         judge(server, timeout=0.5, concurrency=4).yes_probability(pictures()[:1] * 64, QUESTIONS[:1] * 64)
-    assert time.monotonic() - start < 4  # 64 / 4 · 0.5 s = 8 s otherwise
+    # Four at a time: when the first four are given up, at most four more are under way.
     assert sum("not asked" in reason for reason in caught.value.failures.values()) >= 56
+    assert len(server.bodies) <= 8
 
 
 def test_no_more_questions_than_allowed_are_under_way(server: JudgeServer) -> None:
