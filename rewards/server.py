@@ -76,6 +76,8 @@ def create_app(service: Service, token: str | None = None) -> "FastAPI":
     async def say_what_is_wrong(request: Request, error: RequestValidationError) -> Response:
         # Not the default answer: it sends the input back, all of a large body and half surrogate pairs included.
         found = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()[:3]]
+        if request.method == "POST" and "json" not in request.headers.get("content-type", ""):  # curl's own is another one
+            found = ["the body must come with the header Content-Type: application/json"]
         return JSONResponse({"detail": sendable("; ".join(found))}, 422)
 
     @app.get("/health")

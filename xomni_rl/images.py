@@ -68,7 +68,7 @@ def as_image_list(images: np.ndarray | Sequence[np.ndarray] | Sequence[Image.Ima
     Raises: ValueError naming the index and what was found for anything else (a single image is not a batch).
     """
     if isinstance(images, np.ndarray) and images.dtype != object:
-        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or 0 in images.shape[1:]:
             raise ValueError(f"images must be uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}")
         return list(images)
     if isinstance(images, Image.Image):

@@ -210,6 +210,7 @@ def test_reward_survives_copying_to_another_process(reward: Reward) -> None:
         np.zeros((1, 8, 8, 4), np.uint8),
         ["picture.png"],
         [np.zeros((0, 8, 3), np.uint8)],
+        np.zeros((1, 8, 0, 3), np.uint8),
         Image.new("RGB", (8, 8)),
     ],
 )

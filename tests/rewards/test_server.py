@@ -267,6 +267,15 @@ def test_garbage_gets_4xx_and_the_server_lives(url: str, body: bytes) -> None:
     assert_lives(url)
 
 
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
+def test_good_body_under_another_type_is_told_what_to_send(url: str, kind: str | None) -> None:
+    body = json.dumps({"requests": [item()]}).encode()
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = httpx.post(f"{url}/score", content=body, headers=headers, timeout=TIMEOUT, trust_env=False)
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "the body must come with the header Content-Type: application/json"
+
+
 def test_pickle_is_not_json(url: str) -> None:
     body = b"\x80\x04\x95\x1a\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94\x8c\x01:\x94\x85\x94R\x94."
     for kind in ("application/json", "application/octet-stream", "application/x-pickle"):
