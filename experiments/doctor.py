@@ -9,7 +9,7 @@ import inspect
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -133,10 +133,10 @@ def reward_checks() -> Iterator[Finding]:
 def examined(part: Component) -> Iterator[Finding]:
     """Everything that the doctor knows of one component, what is flagged last."""
     reward, found = part.reward, examine(part.name, part.reward, BATCH)
-    low, high = reward.range
-    better = "higher" if reward.higher_is_better else "lower"
-    yield Finding("reward", f"{reward.name}, version {reward.version}, weight {part.weight:g}")
-    yield Finding("range", f"{low:g} to {high:g}, {better} is better")
+    yield Finding("reward", f"{reward.name}, version {found.version or 'unknown'}, weight {part.weight:g}")
+    with suppress(RewardUnavailableError):  # a served reward that is not there says nothing of itself
+        better = "higher" if reward.higher_is_better else "lower"
+        yield Finding("range", f"{reward.range[0]:g} to {reward.range[1]:g}, {better} is better")
     if found.scores is not None:
         yield Finding("calibration", f"good image {found.scores[0]:.4f}, worthless image {found.scores[1]:.4f}")
     elif not found.errors and not found.warnings:

@@ -39,14 +39,14 @@ class Health:
 
     Args:
         name: of the component.
-        version: of the reward.
+        version: of the reward; "" = it could not be loaded. (A served one says it only when it is there.)
         scores: of the good and the worthless calibration image; None = it has none, or they could not be scored.
         errors: sentences; with one of them, no score of this reward can be used.
         warnings: sentences; the scores are there, but look wrong.
     """
 
     name: str
-    version: str
+    version: str = ""
     scores: tuple[float, float] | None = None
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -89,7 +89,7 @@ def check_before_training(reward: CompositeReward) -> list[Health]:
 
 def quick_check(name: str, reward: Reward) -> Health:
     """Loads a reward and scores its calibration pair in one batch."""
-    health = Health(name, reward.version)
+    health = Health(name)
     with random_state_kept():
         _load(reward, health)
         if not health.errors:
@@ -99,7 +99,7 @@ def quick_check(name: str, reward: Reward) -> Health:
 
 def examine(name: str, reward: Reward, batch: int = 16) -> Examination:
     """The quick check, then repeats, batches against single images, time, memory, packages and hashes."""
-    found = Examination(name, reward.version, batch=batch)
+    found = Examination(name, batch=batch)
     memory, models = resident_memory(), set(loaded_models())
     with random_state_kept():
         began = time.perf_counter()
@@ -185,6 +185,7 @@ def random_state_kept() -> Iterator[None]:
 def _load(reward: Reward, health: Health) -> None:
     try:
         reward.load()
+        health.version = reward.version
     except RewardUnavailableError as error:
         health.errors.append(str(error))
     except Exception as error:  # a user's reward raises what it likes

@@ -18,7 +18,7 @@ from xomni_rl.experiments.doctor import check_golden, check_rewards, embedded_st
 from xomni_rl.experiments.run import run_training
 from xomni_rl.rewards.base import FunctionReward, Reward, RewardUnavailableError, rewards
 from xomni_rl.rewards.component import Component
-from xomni_rl.rewards.composite import CompositeReward
+from xomni_rl.rewards.composite import CompositeReward, build_composite
 from xomni_rl.stack.stack import StackError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -40,7 +40,27 @@ def broken(images, prompts):
     return [float("nan")] * len(images)
 
 
-dark.self_check = broken.self_check = pair
+def alike(images, prompts):
+    return [0.25] * len(images)
+
+
+def wild(images, prompts):
+    return [3 * image.mean() / 255 for image in images]
+
+
+def restless(images, prompts):
+    global calls
+    calls += 1
+    return [image.mean() / 512 + 0.1 * (calls % 3) for image in images]
+
+
+def crowded(images, prompts):
+    return [image.mean() / 512 + 0.01 * len(images) for image in images]
+
+
+calls = 0
+wild.range = (0.0, 1.0)
+dark.self_check = broken.self_check = alike.self_check = wild.self_check = restless.self_check = crowded.self_check = pair
 
 
 class Big(Reward):
@@ -125,6 +145,10 @@ def test_reward_in_order_is_examined_and_nothing_else(workplace: Path):
         ("dark", "ranks its worthless image (1) above its good one (0)"),
         ("broken", "has no score for the good image of its own calibration pair"),
         ("Big", 'reward "big": download big.pt from example.org'),
+        ("alike", 'reward "alike" is constant: 0.25 for every image'),
+        ("wild", 'reward "wild" fails on the good image: score 3 is not in [0, 1]'),
+        ("restless", 'reward "restless" is not deterministic'),
+        ("crowded", 'reward "crowded" depends on the batch'),
     ],
 )
 def test_flagged_reward_gives_its_sentence_and_exit_status_1(workplace: Path, name: str, sentence: str):
@@ -132,6 +156,14 @@ def test_flagged_reward_gives_its_sentence_and_exit_status_1(workplace: Path, na
     assert done.exit_code == 1
     assert sentence in " ".join(done.output.replace("│", " ").split())
     assert "Traceback" not in done.output
+
+
+def test_server_that_is_not_there_is_flagged_and_the_others_are_examined():
+    parts = {"far": {"reward": "remote", "options": {"url": "http://127.0.0.1:9"}}, "ocr": {"options": {"layout": "line"}}}
+    screen = console()
+    assert not check_rewards(build_composite({"components": parts}), screen)
+    assert "http://127.0.0.1:9: cannot be reached" in shown(screen)
+    assert "good image 1.0000, worthless image 0.0000" in shown(screen)
 
 
 def test_overrides_without_a_reward_are_refused(workplace: Path):
