@@ -1,29 +1,21 @@
 """The reward `remote` against real servers on the loopback interface: in order, and with every fault we know."""
 
 import copy
-import io
 import json
-import os
 import pickle
 import random
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from xomni_rl.experiments.run import build_parts
-from xomni_rl.policies.records import read_rows
-from xomni_rl.policies.trainer import train
+from tests.rewards.reward_servers import Scripted, free_port, scores_of, serve
 from xomni_rl.prompts import Prompt
 from xomni_rl.rewards import remote_client
 from xomni_rl.rewards.base import FunctionReward, Reward, RewardError, RewardResult, RewardUnavailableError, build_reward
@@ -67,11 +59,6 @@ def half(images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> RewardResul
     return result
 
 
-def serve(*functions: Callable[..., Any], token: str | None = None, port: int = 0, **limits: Any) -> BackgroundServer:
-    parts = [Component(function.__name__, FunctionReward(function.__name__, function, {})) for function in functions]
-    return BackgroundServer(Service(local_scorers(CompositeReward(parts)), Limits(**limits)), token, port)
-
-
 def remote(url: str, **options: Any) -> Reward:
     return build_reward("remote", url=url, **{"timeout": TIMEOUT} | options)
 
@@ -83,67 +70,6 @@ def failures_of(reward: Reward, images: Sequence[np.ndarray] = GREYS) -> RewardE
     assert caught.value.partial is not None
     assert np.isnan(caught.value.partial.scores[list(caught.value.failures)]).all()
     return caught.value
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Scripted:
-    """A server that answers GET /rewards as UniRL's does, and POST /score as a test wishes.
-
-    Args:
-        answer: body of a request → (status, headers, body), or None to hang up without a word.
-        listed: body of the answer to GET /rewards.
-    """
-
-    def __init__(
-        self,
-        answer: Callable[[dict[str, Any]], tuple[int, dict[str, str], bytes] | None],
-        listed: bytes = b'{"rewards": ["brightness"]}',
-    ) -> None:
-        self.requests: list[dict[str, Any]] = []
-        script = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.reply(200, {}, listed)
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                script.requests.append(body)
-                found = answer(body)
-                if found is not None:
-                    self.reply(*found)
-
-            def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
-                self.send_response(status)
-                for name, value in (headers | {"Content-Length": str(len(body))}).items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def __enter__(self) -> "Scripted":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def scores_of(body: dict[str, Any], score: Any = 0.5) -> bytes:
-    count = len(body["requests"])
-    return json.dumps({"results": [{"brightness": {"brightness": score}}] * count, "errors": [{}] * count}).encode()
 
 
 @pytest.fixture
@@ -614,143 +540,3 @@ def test_failed_batch_is_not_scored_again_one_by_one() -> None:
         result = reward(GREYS, PROMPTS)
     assert result.failed.all()
     assert len(server.requests) == 1
-
-
-# training
-
-
-REDNESS = """
-import os
-
-calls = 0
-
-
-def redness(images, prompts):
-    global calls
-    calls += 1
-    if calls > int(os.environ.get("DIES_AFTER", "1000000")):
-        os._exit(9)  # like a kill: nothing is answered, nothing closed
-    return [image[..., 0].mean() / 255 for image in images]
-"""
-
-
-def training(folder: Path, url: str, on_failure: str, steps: int, **options: Any) -> dict[str, Any]:
-    """Two prompts, groups of two, 8 tokens an image."""
-    for split, count in (("train", 6), ("heldout", 2)):
-        lines = [{"id": f"{split}{i}", "text": f"a {split} sign {i}", "size": [16, 32]} for i in range(count)]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    reward = {"reward": "remote", "options": {"url": url, "component": "redness", "retries": 1, "timeout": 20, **options}}
-    return {
-        "run": str(folder / "run"),
-        "resume": None,
-        "seed": 0,
-        "model": {"path": "tiny_random"},
-        "reward": {"components": {"red": reward}, "on_failure": on_failure},
-        "algorithm": {"name": "grpo", "options": {}},
-        "prompts": {
-            "set": "file",
-            "options": {"path": str(folder / "train.jsonl"), "heldout_path": str(folder / "heldout.jsonl")},
-            "train_count": 6,
-            "heldout_count": 2,
-        },
-        "trainer": {
-            "steps": steps,
-            "prompts_per_step": 2,
-            "group_size": 2,
-            "learning_rate": 3e-4,
-            "warmup_steps": 2,
-            "decay_steps": None,
-            "evaluate_every": None,
-            "checkpoint_every": 1,
-            "trackers": [],
-            "evaluation": {"grid_prompts": 2},
-        },
-    }
-
-
-def rows(config: dict[str, Any]) -> list[dict[str, Any]]:
-    return read_rows(Path(config["run"]) / "metrics.jsonl")
-
-
-def start_training(config: dict[str, Any]) -> Any:
-    return train(config, **build_parts(config), console=Console(file=io.StringIO()))
-
-
-@pytest.fixture
-def served_process(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `xomni-rl serve` with the reward above, at a port, dying after so many calls; ends it after the test."""
-    (tmp_path / "served_redness.py").write_text(REDNESS)
-    started: list[subprocess.Popen[str]] = []
-
-    def start(port: int, dies_after: int = 10**6) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "xomni_rl", "serve", "reward=served_redness:redness", f"--port={port}"]
-        environment = {**os.environ, "DIES_AFTER": str(dies_after), "PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("serving redness at")
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-@pytest.mark.slow
-def test_training_stops_when_the_server_dies_and_resumes_when_it_is_back(
-    tmp_path: Path, served_process: Callable[..., subprocess.Popen[str]]
-) -> None:
-    port = free_port()
-    server = served_process(port, dies_after=4)
-    config = training(tmp_path, f"http://127.0.0.1:{port}", "stop", steps=6)
-    with pytest.raises(RewardError, match=rf'reward "red" failed on 4 sample.*127\.0\.0\.1:{port}: cannot be reached'):
-        start_training(config)
-    assert server.wait(TIMEOUT) == 9
-    done = rows(config)[-1]["step"]
-    assert 0 < done < 6
-    served_process(port)
-    summary = start_training(config | {"resume": config["run"]})
-    assert summary.steps == 6
-    assert [row["step"] for row in rows(config)] == list(range(1, 7))
-    assert all(row.get("failed_share", 0) == 0 for row in rows(config))
-
-
-@pytest.mark.slow
-def test_training_drops_what_was_not_scored_and_goes_on_when_the_server_is_back(tmp_path: Path) -> None:
-    def redness(images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
-        return [float(image[..., 0].mean() / 255) for image in images]
-
-    server = serve(redness)
-    port = int(server.url.rpartition(":")[2])
-    config = training(tmp_path, server.url, "drop", steps=30)
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append(start_training(config))
-        except BaseException as error:
-            outcome.append(error)
-
-    def wait_for(seen: Callable[[dict[str, Any]], bool]) -> None:
-        deadline = time.monotonic() + 120
-        while not ((Path(config["run"]) / "metrics.jsonl").exists() and rows(config) and seen(rows(config)[-1])):
-            assert not outcome, outcome
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    wait_for(lambda row: row["step"] >= 2)
-    server.close()
-    wait_for(lambda row: row.get("failed_share") == 1)
-    with serve(redness, port=port):
-        thread.join(120)
-    assert not thread.is_alive()
-    assert outcome[0].steps == 30
-    shares = [row.get("failed_share", 0.0) for row in rows(config)]
-    assert shares[-1] == 0
-    assert 0 < sum(shares) < 25
-    for row in rows(config):
-        if row.get("failed_share") == 1:
-            assert "reward/red" not in row or np.isnan(row["reward/red"])  # no number was made up
