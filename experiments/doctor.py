@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from xomni_rl.rewards.base import RewardUnavailableError, build_reward, rewards
@@ -65,7 +65,7 @@ def check_rewards(reward: CompositeReward, console: Console | None = None) -> bo
 def print_findings(title: str, part: Iterator[Finding], console: Console) -> list[Finding]:
     """Prints findings as one table, and returns them."""
     findings = list(part)
-    table = Table("what", "found", "", title=title, title_justify="left")
+    table = Table("what", Column("found", overflow="fold"), "", title=title, title_justify="left")  # no address is cut
     for finding in findings:
         table.add_row(Text(finding.name), Text(finding.value), MARKS[finding.ok])
     console.print(table)

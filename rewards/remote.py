@@ -7,7 +7,7 @@ Weights     none here; the server's.
 Failures    a server that is not there at the start: RewardUnavailableError. Later: a RewardError for the samples that were
             not scored within the deadline, by any of the servers, with the others' scores.
 Ways to hack it  those of the served reward; `image_format=jpeg` adds JPEG's losses to every image alike.
-Source      wire format of the public UniRL reward service; see `docs/rewards/serving.md`.
+Source      wire format of the public UniRL reward service; see `docs/rewards/served.md`.
 """
 
 import math

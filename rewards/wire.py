@@ -1,7 +1,7 @@
 """What a reward server and its clients say to each other: JSON over HTTP, images as base64 PNG, JPEG or WebP.
 
 The form is that of the public UniRL reward service (protocol version 1, Tencent-Hunyuan/UniRL, unirl-reward-service), so that
-either side can be theirs; `docs/rewards/serving.md` lists what is theirs and what this package adds.
+either side can be theirs; `docs/rewards/served.md` lists what is theirs and what this package adds.
 """
 
 import base64
