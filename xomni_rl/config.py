@@ -202,7 +202,9 @@ def validate(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
 def explained(error: Exception) -> ConfigError:
     """Hydra's or OmegaConf's error as one sentence, with the nearest keys and choices."""
     text = str(error)
-    if found := re.search(r"Could not find '([^'/]+)/([^']*)'", text):
+    if "Could not find 'hydra/launcher/submitit_slurm'" in text:
+        return ConfigError("hydra/launcher=slurm needs Hydra's plug-in for Slurm: pip install 'xomni-rl[slurm]'")
+    if found := re.search(r"Could not find '((?:hydra/)?[^'/]+)/([^']*)'", text):
         group, choice = found.groups()
         choices = re.search(r"Available options in '[^']+':\n((?:\t.+\n?)+)", text)
         return ConfigError(unknown_name(f"choice of group {group},", choice, choices.group(1).split() if choices else ()))
@@ -225,12 +227,14 @@ def explained(error: Exception) -> ConfigError:
 
 
 def register_resolvers() -> None:
-    """What `config.yaml` relies on: names of sweep folders, and rewards without a file. Doing it again changes nothing."""
+    """What `conf/` relies on: names of sweep folders, rewards without a file, Ray as a launcher. Again, it changes nothing."""
     from omegaconf import OmegaConf
 
+    from xomni_rl.experiments.launch.ray_launcher import register_ray_launcher
     from xomni_rl.reward_choices import register_reward_choices
 
     register_reward_choices()
+    register_ray_launcher()
 
     def sweep_folder(run: str | None) -> str:
         return run or str(Path("runs") / datetime.now().strftime("sweep_%Y-%m-%d_%H-%M-%S"))
