@@ -6,14 +6,41 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from xomni_rl.commands.errors import is_for_people, print_error, wants_traceback
+from xomni_rl.commands.errors import is_for_people, print_error, sentence, wants_traceback
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+class JobFailedError(RuntimeError):
+    """A job of a sweep failed in another process; the message is its number and its sentence."""
+
+
+class Failures(list[Exception]):
+    """Errors of the jobs that ran in this process.
+
+    A launcher may pickle the jobs and run them elsewhere. What arrives there knows it (`elsewhere`), because errors must go
+    back through Hydra then, and has told that process what `conf/` relies on.
+    """
+
+    elsewhere = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _failures_elsewhere, ()
+
+
+def _failures_elsewhere() -> Failures:
+    from xomni_rl.config import register_resolvers
+
+    register_resolvers()
+    failures = Failures()
+    failures.elsewhere = True
+    return failures
 
 
 def train(context: typer.Context) -> None:
@@ -32,10 +59,10 @@ def run_application(arguments: Sequence[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from xomni_rl.config import CONFIG_MODULE, explained, register_resolvers
+    from xomni_rl.config import CONFIG_MODULE, ConfigError, explained, register_resolvers
 
     register_resolvers()
-    failures: list[Exception] = []
+    failures = Failures()
 
     @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")
     def application(config: DictConfig) -> None:
@@ -44,6 +71,8 @@ def run_application(arguments: Sequence[str]) -> None:
         except Exception as error:
             if wants_traceback() or not is_for_people(error):
                 raise
+            if failures.elsewhere:
+                raise JobFailedError(f"job {_job_number()}: {sentence(error)}") from error
             failures.append(error)  # kept from Hydra, which would print a traceback, and end a sweep
             if _job_number() is not None:
                 print_error(error, prefix=f"job {_job_number()}: ")
@@ -55,6 +84,10 @@ def run_application(arguments: Sequence[str]) -> None:
             if wants_traceback():
                 raise
             raise explained(error) from error
+        except RuntimeError as error:
+            if "srun" not in str(error):
+                raise
+            raise ConfigError("there is no Slurm here (no srun): start this where Slurm's commands are") from error
     if failures and _is_sweep(arguments):
         raise typer.Exit(1)
     if failures:
@@ -71,6 +104,8 @@ def _run_job(config: DictConfig) -> None:
         typer.echo(f"job {number}: {' '.join(HydraConfig.get().overrides.task)} → {folder}")
         if config.resume is None:
             config.run = folder
+            if _was_queued_again() and Path(folder, "manifest.json").exists():
+                config.resume = folder
     plain = validate(config)
     from xomni_rl.experiments.run import run_training  # after the checks: it loads torch
     from xomni_rl.policies.algorithms.base import build_algorithm
@@ -86,6 +121,11 @@ def _job_number() -> int | None:
 
     running = HydraConfig.get()
     return int(running.job.num) if running.mode == RunMode.MULTIRUN else None
+
+
+def _was_queued_again() -> bool:
+    """Whether Slurm has started this job before: it ran out of time, was preempted, or its machine failed."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
 
 
 def _is_sweep(arguments: Sequence[str]) -> bool:

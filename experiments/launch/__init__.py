@@ -1,0 +1,1 @@
+"""How training is started on more than one process or machine."""
