@@ -18,6 +18,7 @@ from xomni_rl.prompts import Prompt
 from xomni_rl.registry import unknown_name
 from xomni_rl.rewards.base import RewardUnavailableError
 from xomni_rl.rewards.composite import build_composite
+from xomni_rl.rewards.server import bound_socket, create_app
 from xomni_rl.rewards.service import LocalScorer, OverloadedError, Sample, Scorer, Service
 from xomni_rl.rewards.wire import Limits, Outcome, RewardCard
 
@@ -181,9 +182,7 @@ def start(
     from ray import serve
 
     components = config["components"]
-    for name in options:
-        if name not in components:
-            raise ValueError(unknown_name("component in ray", name, components))
+    check_components(config, options)
     serve.start(http_options={"host": host, "port": port})
     replica = serve.deployment(Replica)
     bound = {}
@@ -210,20 +209,41 @@ def stop() -> None:
     ray.shutdown()
 
 
-def serve_until_stopped(*arguments: Any, say: Callable[[str], None]) -> None:
+def check_components(config: Mapping[str, Any], options: Mapping[str, RayOptions]) -> None:
+    """Raises ValueError for settings of a component that is not there."""
+    for name in options:
+        if name not in config["components"]:
+            raise ValueError(unknown_name("component in ray", name, config["components"]))
+
+
+def serve_until_stopped(
+    config: Mapping[str, Any],
+    options: Mapping[str, RayOptions],
+    limits: Limits,
+    host: str,
+    port: int,
+    *others: Any,
+    say: Callable[[str], None],
+) -> None:
     """`start` with these arguments, then waits for SIGINT or SIGTERM and stops.
 
-    Joins the cluster of RAY_ADDRESS, or starts one on this machine.
+    Joins the cluster of RAY_ADDRESS, or starts one on this machine. What is wrong is found out before, which takes moments.
 
     Args:
-        arguments: of `start`.
+        config, options, limits, host, others: of `start`.
+        port: of `start`; 0 = any free one.
         say: prints a line.
+    Raises: OSError with the address if this machine's port is taken; otherwise as `start`.
     """
+    check_components(config, options)
     try:
         import ray
         import ray.serve
     except ImportError as error:
         raise RewardUnavailableError("engine=ray needs Ray Serve: pip install 'xomni-rl[ray]'") from error
+    if not os.environ.get("RAY_ADDRESS"):
+        with bound_socket(host, port) as probe:
+            port = probe.getsockname()[1]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a reward beside anything else on the machine
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
@@ -231,8 +251,7 @@ def serve_until_stopped(*arguments: Any, say: Callable[[str], None]) -> None:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
-        start(*arguments)
-        config, _, _, host, port = arguments[:5]
+        start(config, options, limits, host, port, *others)
         say(f"serving {', '.join(config['components'])} on Ray at http://{host}:{port} (API: http://{host}:{port}/docs)")
         stopped.wait()
     finally:
@@ -244,8 +263,6 @@ def _application(names: Sequence[str], limits: Limits, token: str | None) -> Cal
 
     def build() -> "FastAPI":
         from ray import serve
-
-        from xomni_rl.rewards.server import create_app
 
         scorers: dict[str, Scorer] = {name: RayScorer(serve.get_deployment_handle(name, APPLICATION)) for name in names}
         return create_app(Service(scorers, limits), token)

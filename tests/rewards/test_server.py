@@ -481,14 +481,18 @@ def test_port_that_is_taken_is_named() -> None:
 
 
 @pytest.mark.slow
-def test_command_serves_until_it_is_told_to_stop() -> None:
+@pytest.mark.parametrize(
+    ("flags", "variables"), [(["--host=127.0.0.2", "--token=t0ken"], {}), ([], {"XOMNI_RL_SERVE_TOKEN": "t0ken"})]
+)
+def test_command_serves_until_it_is_told_to_stop(flags: list[str], variables: dict[str, str]) -> None:
     command = [sys.executable, "-m", "xomni_rl", "serve", "reward=ocr", "reward.components.ocr.options.layout=line", "--port=0"]
-    environment = {**os.environ, "XOMNI_RL_SERVE_TOKEN": "t0ken", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, **variables, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen([*command, *flags], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line.startswith("serving ocr at http://127.0.0.1:"), line or process.communicate()[1]
+        host = "127.0.0.2" if flags else "127.0.0.1"  # both are this machine's own
+        assert line.startswith(f"serving ocr at http://{host}:"), line or process.communicate()[1]
         url = line.split()[3]
         headers = {"Authorization": "Bearer t0ken"}
         assert post(url, item()).status_code == 401
