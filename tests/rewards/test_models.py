@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -251,3 +252,38 @@ def test_model_has_the_asked_dtype_and_gives_no_gradients() -> None:
         out = shared.module(torch.zeros(1, 3, dtype=torch.bfloat16, device=device))
     assert out.dtype == torch.bfloat16
     assert not out.requires_grad
+
+
+class Moved(nn.Linear):
+    """Notes where it is sent and stays: torch's "meta" stands for a GPU, from which no tensor would come back."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.sent: list[str] = []
+
+    def to(self, *places: Any, **options: Any) -> "Moved":
+        self.sent += [str(place) for place in places if isinstance(place, str | torch.device)]
+        return self
+
+
+@pytest.mark.parametrize(("offload", "sent"), [(True, ["meta", "cpu"]), (False, ["meta"])])
+def test_offloaded_model_is_on_its_device_for_the_call_and_leaves_it_also_after_an_error(
+    offload: bool, sent: list[str]
+) -> None:
+    shared = shared_model(("test", "moved"), Placement("meta", offload=offload), lambda: (Moved(), {}))
+    with shared.use() as device:
+        assert device.type == "meta"
+        assert shared.module.sent == ["meta"]
+    assert shared.module.sent == sent
+    with pytest.raises(ZeroDivisionError), shared.use():
+        raise ZeroDivisionError
+    assert shared.module.sent == sent * 2
+    forget_models()
+
+
+def test_model_on_the_cpu_is_not_moved_by_offloading() -> None:
+    shared = shared_model(("test", "stays"), Placement("cpu", offload=True), lambda: (Moved(), {}))
+    with shared.use():
+        pass
+    assert shared.module.sent == ["cpu"]
+    forget_models()
