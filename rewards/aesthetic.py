@@ -24,8 +24,8 @@ import numpy as np
 
 from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.base import Reward, RewardResult, rewards
-from xomni_rl.rewards.models import Placement, SharedModel, Source, load_tensors, read_tensors, shared_model
-from xomni_rl.rewards.open_clip_backbone import OpenClipBackbone, finite_result, write_tiny_clip
+from xomni_rl.rewards.models import Placement, SharedModel, Source, finite_result, load_tensors, read_tensors, shared_model
+from xomni_rl.rewards.open_clip_backbone import OpenClipBackbone, write_tiny_clip
 from xomni_rl.rewards.open_clip_files import find_file
 
 if TYPE_CHECKING:

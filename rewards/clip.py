@@ -28,8 +28,8 @@ import numpy as np
 from xomni_rl.prompts import Prompt
 from xomni_rl.registry import unknown_name
 from xomni_rl.rewards.base import Reward, RewardResult, rewards
-from xomni_rl.rewards.models import Placement
-from xomni_rl.rewards.open_clip_backbone import OpenClipBackbone, finite_result, write_tiny_clip
+from xomni_rl.rewards.models import Placement, finite_result
+from xomni_rl.rewards.open_clip_backbone import OpenClipBackbone, write_tiny_clip
 from xomni_rl.rewards.open_clip_files import EMBEDDED
 
 CLIPSCORE_FACTOR = 2.5

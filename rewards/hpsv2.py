@@ -24,8 +24,8 @@ import numpy as np
 from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.base import Reward, RewardResult, rewards
 from xomni_rl.rewards.clip import cosines_with_details
-from xomni_rl.rewards.models import Placement, Source
-from xomni_rl.rewards.open_clip_backbone import OpenClipBackbone, finite_result, write_tiny_clip
+from xomni_rl.rewards.models import Placement, Source, finite_result
+from xomni_rl.rewards.open_clip_backbone import OpenClipBackbone, write_tiny_clip
 
 HPS_PAGE = "https://huggingface.co/xswu/HPSv2"
 

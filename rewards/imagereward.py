@@ -27,14 +27,15 @@ from xomni_rl.rewards.models import (
     Placement,
     SharedModel,
     Source,
+    check_batch_size,
     find_weights,
+    finite_result,
     load_tensors,
     read_tensors,
     shared_model,
     tokenizer_folder,
 )
 from xomni_rl.rewards.pixels import clip_pixels, disc_and_noise, round_half_even
-from xomni_rl.rewards.pretrained import finite_result
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +93,7 @@ class ImageRewardReward(Reward):
         offload: bool = False,
         batch_size: int = 32,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_batch_size(batch_size)
         self.weights, self.tokenizer, self.batch_size = weights, tokenizer, batch_size
         self.placement = Placement(device, dtype, offload)
 
@@ -116,7 +116,7 @@ class ImageRewardReward(Reward):
         scores = (torch.cat(outputs).cpu().double().numpy() - MEAN) / DEVIATION
         tokenizer = shared.extras["tokenizer"]
         lengths = {text: len(tokenizer(text, verbose=False).input_ids) for text in texts}
-        return finite_result(self.name, RewardResult(scores, [{"cut": lengths[text] > MAX_TOKENS} for text in texts]))
+        return finite_result(self.name, scores, [{"cut": lengths[text] > MAX_TOKENS} for text in texts])
 
     def load(self) -> None:
         """Loads model and tokenizer. Raises: RewardUnavailableError."""

@@ -10,8 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from xomni_rl.registry import unknown_name
-from xomni_rl.rewards.base import RewardUnavailableError
+from xomni_rl.rewards.base import RewardError, RewardResult, RewardUnavailableError
 
 if TYPE_CHECKING:
     import torch
@@ -198,6 +200,22 @@ class Placement:
 
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Raises ValueError unless it is a whole number of at least 1."""
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+
+
+def finite_result(reward: str, scores: np.ndarray, details: list[dict[str, Any]]) -> RewardResult:
+    """The result of a model that applies to every sample. Raises: RewardError for the samples where it gave NaN or inf."""
+    good = np.isfinite(scores)
+    result = RewardResult(np.where(good, scores, np.nan).astype(np.float32), details)
+    if not good.all():
+        reason = "the model gave a score that is not a number; its weights or its dtype may be the cause"
+        raise RewardError(reward, {int(index): reason for index in np.flatnonzero(~good)}, result)
+    return result
 
 
 @dataclass

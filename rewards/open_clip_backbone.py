@@ -23,8 +23,16 @@ from weakref import WeakSet
 import numpy as np
 
 from xomni_rl.registry import unknown_name
-from xomni_rl.rewards.base import RewardError, RewardResult, RewardUnavailableError
-from xomni_rl.rewards.models import Placement, SharedModel, Source, load_tensors, read_tensors, shared_model
+from xomni_rl.rewards.base import RewardUnavailableError
+from xomni_rl.rewards.models import (
+    Placement,
+    SharedModel,
+    Source,
+    check_batch_size,
+    load_tensors,
+    read_tensors,
+    shared_model,
+)
 from xomni_rl.rewards.open_clip_files import (
     EMBEDDED,
     ClipFiles,
@@ -76,8 +84,7 @@ class OpenClipBackbone:
     option: str = "weights"
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_batch_size(self.batch_size)
         if self.preprocessing not in PREPROCESSING:
             raise ValueError(unknown_name("preprocessing", self.preprocessing, PREPROCESSING))
         if self.model == EMBEDDED and self.weights is not None:
@@ -212,16 +219,6 @@ def forget_features() -> None:
 def image_digest(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
     """Equal for equal images only, as far as 128 bits can tell."""
     return image.shape, hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
-
-
-def finite_result(reward: str, scores: np.ndarray, details: list[dict[str, Any]]) -> RewardResult:
-    """The result of a model that applies to every sample. Raises: RewardError for the samples where it gave NaN or inf."""
-    good = np.isfinite(scores)
-    result = RewardResult(np.where(good, scores, np.nan).astype(np.float32), details)
-    if not good.all():
-        reason = "the model gave a score that is not a number; its weights or its dtype may be the cause"
-        raise RewardError(reward, {int(index): reason for index in np.flatnonzero(~good)}, result)
-    return result
 
 
 def write_tiny_clip(folder: Path, **changes: Any) -> tuple[Path, dict[str, torch.Tensor]]:

@@ -23,9 +23,18 @@ import numpy as np
 
 from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.base import Reward, RewardResult, RewardUnavailableError, rewards
-from xomni_rl.rewards.models import Placement, SharedModel, Source, find_weights, shared_model, tokenizer_folder
+from xomni_rl.rewards.models import (
+    Placement,
+    SharedModel,
+    Source,
+    check_batch_size,
+    find_weights,
+    finite_result,
+    shared_model,
+    tokenizer_folder,
+)
 from xomni_rl.rewards.pixels import clip_pixels, disc_and_noise, round_down
-from xomni_rl.rewards.pretrained import finite_result, load_pretrained, model_files
+from xomni_rl.rewards.pretrained import load_pretrained, model_files
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +78,7 @@ class PickScoreReward(Reward):
         offload: bool = False,
         batch_size: int = 32,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_batch_size(batch_size)
         self.weights, self.processor, self.batch_size = weights, processor, batch_size
         self.placement = Placement(device, dtype, offload)
 
@@ -91,7 +99,7 @@ class PickScoreReward(Reward):
             scores = shared.module.logit_scale.float().exp() * cosines
         cut = [_is_cut(shared.extras["tokenizer"], text) for text in texts]
         details = [{"cosine": round(float(cosine), 6), "cut": cut[row]} for cosine, row in zip(cosines, rows, strict=True)]
-        return finite_result(self.name, RewardResult(scores.cpu().numpy(), details))
+        return finite_result(self.name, scores.cpu().numpy(), details)
 
     def load(self) -> None:
         """Loads model and tokenizer. Raises: RewardUnavailableError."""

@@ -1,13 +1,11 @@
-"""Models in transformers' folder layout: loaded whole or refused, from safetensors only; and their scores checked."""
+"""Models in transformers' folder layout: loaded whole or refused, from safetensors only."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from xomni_rl.rewards.base import RewardError, RewardResult, RewardUnavailableError
+from xomni_rl.rewards.base import RewardUnavailableError
 from xomni_rl.rewards.models import Source
 
 if TYPE_CHECKING:
@@ -46,16 +44,6 @@ def load_pretrained(reward: str, model_class: Any, folder: Path, source: Source,
 def model_files(folder: Path) -> tuple[Path, ...]:
     """Files of a model folder that decide its scores: weights, configurations, vocabulary."""
     return tuple(sorted(path for path in folder.iterdir() if path.suffix in _MODEL_FILES))
-
-
-def finite_result(reward: str, result: RewardResult) -> RewardResult:
-    """The result itself. Raises: RewardError for the samples whose score is NaN or infinite, with the others as `partial`."""
-    wrong = ~np.isfinite(result.scores)
-    if wrong.any():
-        failures = {int(index): f"the model returned {result.scores[index]}" for index in np.flatnonzero(wrong)}
-        kept = np.where(wrong, np.float32(np.nan), result.scores)
-        raise RewardError(reward, failures, RewardResult(kept, result.details, result.metrics))
-    return result
 
 
 def _unusable(reward: str, folder: Path, reason: str, source: Source, option: str) -> RewardUnavailableError:

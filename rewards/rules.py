@@ -32,7 +32,7 @@ from xomni_rl.prompts import Prompt
 from xomni_rl.registry import unknown_name
 from xomni_rl.rewards.base import Reward, RewardError, RewardResult, rewards
 from xomni_rl.rewards.detection import Detector, write_tiny_detector
-from xomni_rl.rewards.models import Placement
+from xomni_rl.rewards.models import Placement, check_batch_size
 from xomni_rl.rewards.open_clip_backbone import OpenClipBackbone
 from xomni_rl.rewards.pixel_colours import OBJECT_COLOURS, object_colour
 from xomni_rl.rewards.rule_checks import (
@@ -100,8 +100,7 @@ class RulesReward(Reward):
         for option, value in (("threshold", threshold), ("counting_threshold", counting_threshold), ("overlap", overlap)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{option} must be in [0, 1], got {value}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_batch_size(batch_size)
         self.mode, self.threshold, self.counting_threshold, self.overlap = mode, threshold, counting_threshold, overlap
         placement = Placement(device, dtype, offload)
         self.detector = Detector(self.name, weights, placement, batch_size)

@@ -138,7 +138,7 @@ def test_missing_weights_say_what_to_download(options: dict[str, Any]) -> None:
     [
         ({"units": "cosin"}, 'unknown units "cosin"; nearest: cosine'),
         ({"dtype": "float23"}, 'unknown dtype "float23"; nearest: float32'),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"weights": "w.pt"}, "the embedded model has its own weights"),
     ],
 )

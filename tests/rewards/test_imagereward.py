@@ -220,7 +220,7 @@ def test_nan_from_the_model_is_a_failure_that_keeps_the_others(
     table = tensors["blip.text_encoder.embeddings.word_embeddings.weight"].clone()
     table[5 + "abcdefghijklmnopqrstuvwxyz0123456789.,!?".index("?")] = torch.nan
     bad = saved(tmp_path, tensors | {"blip.text_encoder.embeddings.word_embeddings.weight": table})
-    with pytest.raises(RewardError, match="sample 1: the model returned nan") as caught:
+    with pytest.raises(RewardError, match="sample 1: the model gave a score that is not a number") as caught:
         score(options, weights=bad)
     assert list(caught.value.failures) == [1]
     assert caught.value.partial is not None
@@ -298,7 +298,7 @@ def test_files_are_checkpoint_and_tokenizer(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"dtype": "int8"}, 'unknown dtype "int8"'), ({"batch_size": -1}, "batch_size must be at least 1, got -1")],
+    [({"dtype": "int8"}, 'unknown dtype "int8"'), ({"batch_size": -1}, "batch_size must be a whole number of at least 1, got -1")],
 )
 def test_bad_option_raises(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -284,7 +284,7 @@ def test_tag_of_open_clip_is_taken_from_the_hubs_cache(tmp_path: Path, monkeypat
 
 def test_bad_options_raise() -> None:
     for options, message in (
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"preprocessing": "pda"}, 'unknown preprocessing "pda"; nearest: pad'),
         ({"weights": "w.pt"}, "the embedded model has its own weights; weights=w.pt needs another model"),
     ):

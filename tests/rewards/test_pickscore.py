@@ -149,7 +149,7 @@ def test_nan_from_the_model_is_a_failure_that_keeps_the_others(folder: Path, tmp
     poisoned = reference.clone()
     poisoned[min(only_second)] = torch.nan
     bad = changed(folder, tmp_path / "nan", **{"text_model.embeddings.token_embedding.weight": poisoned})
-    with pytest.raises(RewardError, match="sample 1: the model returned nan") as caught:
+    with pytest.raises(RewardError, match="sample 1: the model gave a score that is not a number") as caught:
         score(bad)
     assert list(caught.value.failures) == [1]
     assert caught.value.partial is not None
@@ -222,7 +222,7 @@ def test_files_are_weights_configuration_and_tokenizer(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"dtype": "float8"}, 'unknown dtype "float8"'), ({"batch_size": 0}, "batch_size must be at least 1, got 0")],
+    [({"dtype": "float8"}, 'unknown dtype "float8"'), ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0")],
 )
 def test_bad_option_raises(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -341,7 +341,7 @@ def test_disc_drawn_in_a_box_has_its_colour_under_other_ground() -> None:
         ({"threshold": 1.5}, r"threshold must be in \[0, 1\], got 1.5"),
         ({"counting_threshold": -1}, r"counting_threshold must be in \[0, 1\], got -1"),
         ({"overlap": 2}, r"overlap must be in \[0, 1\], got 2"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"dtype": "int8"}, 'unknown dtype "int8"'),
     ],
 )
