@@ -43,6 +43,8 @@ class RolloutBatch:
         images: uint8 [N, H, W, 3].
         rewards: N rows of component scores.
         times: seconds spent in "sample", "decode" and "reward".
+        greedy: float32 [N, K], what the image of each row's prompt scores whose every token is the likeliest one; None unless
+            an algorithm wants it.
     """
 
     prompts: list[Prompt]
@@ -58,6 +60,7 @@ class RolloutBatch:
     images: np.ndarray
     rewards: CompositeResult
     times: dict[str, float]
+    greedy: np.ndarray | None = None
 
 
 def rollout(

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from xomni_rl.experiments.report import build_report
 from xomni_rl.policies.checkpoint import CheckpointStore, run_and_checkpoint
+from xomni_rl.policies.lora import add_adapters
 from xomni_rl.policies.policy import StackPolicy
 from xomni_rl.policies.records import RunFolder, RunFolderError
 from xomni_rl.policies.settings import SettingsError, TrainerSettings
@@ -76,6 +77,8 @@ def build_parts(config: Mapping[str, Any]) -> dict[str, Any]:
     evaluation_reward = reward if same else build_composite(evaluation or {})
     checks = checked_rewards(reward, None if same else evaluation_reward)
     stack = load_stack(config.get("model") or {})
+    if adapters := (config.get("model") or {}).get("lora"):
+        add_adapters(stack.model, **adapters)
     checkpointing = bool((config.get("model") or {}).get("gradient_checkpointing", False))
     return {
         "policy": StackPolicy(stack, settings.sampling, gradient_checkpointing=checkpointing),

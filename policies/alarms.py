@@ -6,10 +6,12 @@ An alarm whose metric was not computed in a step is not checked in it. Every che
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from xomni_rl.policies.settings import AlarmSettings
+
+Action = Literal["warn", "stop", "rollback"]
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,14 @@ class Alarm:
         value: the metric that raised it.
         limit: what it was compared with.
         message: what it is and what to do, in one or two sentences.
-        stop: whether training is to end here.
+        action: "warn"; "stop" = training is to end here; "rollback" = it is to go on from the last checkpoint.
     """
 
     name: str
     value: float
     limit: float
     message: str
-    stop: bool = False
+    action: Action = "warn"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Check:
     limit: float | None
     message: str
     below: bool = False
-    stop: bool = False
+    action: Action = "warn"
 
 
 def checks(settings: AlarmSettings) -> tuple[Check, ...]:
@@ -87,14 +89,22 @@ def checks(settings: AlarmSettings) -> tuple[Check, ...]:
             "kl_limit",
             "kl_reference",
             settings.kl_limit,
-            "KL to the policy before training is {value:.3f} nats per token: raise algorithm.options.kl_coef or lower "
+            "KL to the reference is {value:.3f} nats per token: raise algorithm.options.kl_coef or lower "
             "trainer.learning_rate; images may score well and look wrong",
-            stop=settings.kl_action == "stop",
+            action=settings.kl_action,
+        ),
+        Check(
+            "loss_limit",
+            "loss_size",
+            settings.loss_limit,
+            "the loss is {value:.3g} from 0, where a policy-gradient loss stays near it: lower trainer.learning_rate or "
+            "trainer.max_grad_norm",
+            action=settings.loss_action,
         ),
     )
 
 
-def raised_alarms(metrics: Mapping[str, float], settings: AlarmSettings) -> tuple[list[Alarm], dict[str, float]]:
+def raised_alarms(metrics: dict[str, float], settings: AlarmSettings) -> tuple[list[Alarm], dict[str, float]]:
     """Alarms that a step's metrics raise.
 
     Args:
@@ -104,6 +114,7 @@ def raised_alarms(metrics: Mapping[str, float], settings: AlarmSettings) -> tupl
     """
     alarms: list[Alarm] = []
     flags: dict[str, float] = {}
+    metrics = metrics | {"loss_size": abs(metrics["loss"])} if "loss" in metrics else metrics
     for check in checks(settings):
         if check.limit is None or check.metric not in metrics:
             continue
@@ -111,7 +122,7 @@ def raised_alarms(metrics: Mapping[str, float], settings: AlarmSettings) -> tupl
         beyond = value < check.limit if check.below else value > check.limit
         if beyond or (check.name == "constant_reward" and value == 0.0):
             message = check.message.format(value=value)
-            alarms.append(Alarm(check.name, value, check.limit, message, check.stop))
+            alarms.append(Alarm(check.name, value, check.limit, message, check.action))
             flags[f"alarm/{check.name}"] = 1.0
         else:
             flags[f"alarm/{check.name}"] = 0.0

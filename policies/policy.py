@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from xomni_rl.envs.rollout import RolloutBatch, rollout
+from xomni_rl.policies.lora import adapter_scaling, is_adapted, without_adapters
 from xomni_rl.prompts import Prompt
-from xomni_rl.stack.sampler import SamplingConfig, score_image_tokens
+from xomni_rl.stack.sampler import SamplingConfig, image_token_features, score_image_tokens
 from xomni_rl.stack.stack import Stack
 
 
@@ -78,10 +80,12 @@ class ImagePolicy(Protocol):
         module: what is trained; called with a `TokenBatch`'s tensors it gives log-probabilities with gradients. The
             trainer may replace it by a wrapped one (mixed precision, data parallel), so it goes through `logprobs`.
         model: the weights that checkpoints hold; `module` trains its parameters.
+        feature_size: D of `features`.
     """
 
     module: nn.Module
     model: nn.Module
+    feature_size: int
 
     def rollout(
         self,
@@ -97,14 +101,29 @@ class ImagePolicy(Protocol):
         Another `sampling` than the policy's own is for evaluation: such rollouts are not trained on.
         """
 
-    def logprobs(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [N, T] with gradients and entropy [N, T], nats, of the distribution rolled out from."""
+    def logprobs(self, batch: TokenBatch, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities [N, T] and, if wanted, entropy [N, T], nats, of the distribution rolled out from.
+
+        Both carry gradients.
+        """
+
+    def features(self, batch: TokenBatch) -> Tensor:
+        """What the policy has in mind before each token, float [N, T, D] without gradients: what a critic judges by."""
 
     def reference_logprobs(self, batch: TokenBatch) -> Tensor:
-        """Log-probabilities [N, T], nats, under the weights before training. Raises: RuntimeError without a copy."""
+        """Log-probabilities [N, T], nats, under the reference. Raises: RuntimeError without one."""
 
     def keep_reference(self) -> None:
-        """Keeps a frozen copy of the weights as they are now."""
+        """Makes the weights as they are now the reference."""
+
+    def move_reference(self, decay: float) -> None:
+        """Moves the reference towards the weights as they are now: decay · reference + (1 - decay) · weights.
+
+        Raises: ValueError if the reference cannot move.
+        """
+
+    def reference_tensors(self) -> dict[str, Tensor]:
+        """The reference's weights by name, for a checkpoint; changing them changes the reference."""
 
     def description(self) -> Mapping[str, Any]:
         """The model's configuration, as a checkpoint's `config.json` holds it."""
@@ -137,15 +156,19 @@ class TokenScorer(nn.Module):
         negative_mask: Tensor | None,
         tokens: Tensor,
         group_size: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropy, each [N, T] float32 nats, of tokens [N, T] after prefixes [P, L]."""
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities and entropy (or None), each [N, T] float32 nats, of tokens [N, T] after prefixes [P, L]."""
         batch = TokenBatch(input_ids, attention_mask, negative_ids, negative_mask, tokens, group_size)
         if not (self.by_group and torch.is_grad_enabled()):
-            return self._score(batch)
-        scored = [checkpoint(self._score, batch.groups([group]), use_reentrant=False) for group in range(len(input_ids))]
-        return torch.cat([logprobs for logprobs, _ in scored]), torch.cat([entropy for _, entropy in scored])
+            return self._score(batch, with_entropy)
+        scored = [
+            checkpoint(self._score, batch.groups([group]), with_entropy, use_reentrant=False) for group in range(len(input_ids))
+        ]
+        logprobs = torch.cat([logprobs for logprobs, _ in scored])
+        return logprobs, torch.cat([entropy for _, entropy in scored]) if with_entropy else None
 
-    def _score(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    def _score(self, batch: TokenBatch, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         return score_image_tokens(
             self.model,  # type: ignore[arg-type]
             batch.input_ids,
@@ -155,11 +178,15 @@ class TokenScorer(nn.Module):
             sampling=self.sampling,
             negative_ids=batch.negative_ids,
             negative_mask=batch.negative_mask,
+            with_entropy=with_entropy,
         )
 
 
 class StackPolicy:
-    """The autoregressive model of a `Stack` as an `ImagePolicy`; all of its parameters are trained.
+    """The autoregressive model of a `Stack` as an `ImagePolicy`.
+
+    All of its parameters are trained, or, if low-rank adapters were added to it (`xomni_rl.policies.lora`), those alone; the
+    base weights are then the reference, without a copy.
 
     Args:
         stack: rolls out; its model is trained in place.
@@ -172,8 +199,11 @@ class StackPolicy:
         self.sampling = sampling or SamplingConfig()
         self.model: nn.Module = stack.model
         self.module: nn.Module = TokenScorer(stack.model, self.sampling, by_group=gradient_checkpointing)
+        self.feature_size: int = stack.model.config.hidden_size
+        self.adapted = is_adapted(stack.model)
         self._reference: TokenScorer | None = None
-        stack.model.requires_grad_(True)
+        if not self.adapted:
+            stack.model.requires_grad_(True)
 
     def rollout(
         self,
@@ -187,25 +217,51 @@ class StackPolicy:
         self.model.eval()
         return rollout(self.stack, prompts, reward, group_size=group_size, seed=seed, sampling=sampling or self.sampling)
 
-    def logprobs(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    def logprobs(self, batch: TokenBatch, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         self.model.eval()  # dropout would take the trainer's log-probabilities away from the sampler's
-        scored: tuple[Tensor, Tensor] = self.module(*_tensors(batch))
+        scored: tuple[Tensor, Tensor | None] = self.module(*_tensors(batch), with_entropy)
         return scored
+
+    def features(self, batch: TokenBatch) -> Tensor:
+        self.model.eval()
+        prompt = batch.input_ids, batch.attention_mask
+        return image_token_features(self.stack.model, *prompt, batch.tokens, group_size=batch.group_size).float()
 
     def reference_logprobs(self, batch: TokenBatch) -> Tensor:
         if self._reference is None:
             raise RuntimeError("no reference was kept: call keep_reference() before training")
-        with torch.no_grad():
-            logprobs: Tensor = self._reference(*_tensors(batch))[0]
+        with torch.no_grad(), self._as_reference():
+            logprobs: Tensor = self._reference(*_tensors(batch), False)[0]
         return logprobs
 
     def keep_reference(self) -> None:
+        if self.adapted:
+            self._reference = TokenScorer(self.stack.model, self.sampling)  # its base weights, which do not change
+            return
         frozen = copy.deepcopy(self.stack.model).requires_grad_(False).eval()
         self._reference = TokenScorer(frozen, self.sampling)
 
+    def move_reference(self, decay: float) -> None:
+        if self.adapted:
+            raise ValueError("with model.lora the reference is the base weights, which cannot move: set reference to frozen")
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                anchor = self.reference_tensors()[name]
+                anchor.copy_(torch.lerp(value, anchor, decay) if anchor.is_floating_point() else value)
+
+    def reference_tensors(self) -> dict[str, Tensor]:
+        if self._reference is None or self.adapted:
+            return {}
+        tensors: dict[str, Tensor] = self._reference.model.state_dict()
+        return tensors
+
+    def _as_reference(self) -> AbstractContextManager[None]:
+        """Where the stack's model is the reference: without its adapters, if it has any."""
+        return without_adapters(self.stack.model) if self.adapted else nullcontext()
+
     def description(self) -> Mapping[str, Any]:
         described: dict[str, Any] = self.stack.model.config.to_dict()
-        return described
+        return described | ({"lora_scaling": adapter_scaling(self.stack.model)} if self.adapted else {})
 
     def weight_hashes(self) -> dict[str, str]:
         return self.stack.weight_hashes()

@@ -25,8 +25,13 @@ class AlarmSettings:
         entropy_floor: mean entropy of a token below this, nats.
         ratio_tolerance: importance ratio of the first update further from 1 than this.
         failed_share: more than this share of images without a score because scoring failed, in [0, 1].
-        kl_limit: KL to the policy before training above this, nats per token; None = no limit.
-        kl_action: "warn", or "stop" to end training there.
+        kl_limit: KL to the reference above this, nats per token; None = no limit.
+        kl_action: what then: "warn", "stop" to end training there, or "rollback" to go on from the last checkpoint at half the
+            learning rate.
+        loss_limit: loss further from 0 than this; None = no limit.
+        loss_action: likewise.
+        nonfinite_action: what a loss or gradient that is not finite does: "stop" or "rollback".
+        max_rollbacks: after so many the next one ends training.
     """
 
     zero_variance_share: float = 0.8
@@ -34,11 +39,55 @@ class AlarmSettings:
     ratio_tolerance: float = 1e-3
     failed_share: float = 0.1
     kl_limit: float | None = None
-    kl_action: Literal["warn", "stop"] = "warn"
+    kl_action: Literal["warn", "stop", "rollback"] = "warn"
+    loss_limit: float | None = None
+    loss_action: Literal["warn", "stop", "rollback"] = "stop"
+    nonfinite_action: Literal["stop", "rollback"] = "stop"
+    max_rollbacks: int = 3
 
     def __post_init__(self) -> None:
-        if self.kl_action not in ("warn", "stop"):
-            raise SettingsError(f'trainer.alarms.kl_action must be "warn" or "stop", not {self.kl_action!r}')
+        for name in ("kl_action", "loss_action", "nonfinite_action"):
+            allowed = ("stop", "rollback") if name == "nonfinite_action" else ("warn", "stop", "rollback")
+            if getattr(self, name) not in allowed:
+                wanted = " or ".join(f'"{action}"' for action in allowed)
+                raise SettingsError(f"trainer.alarms.{name} must be {wanted}, not {getattr(self, name)!r}")
+        _require("alarms.max_rollbacks", self.max_rollbacks, minimum=0, whole=True)
+
+    @property
+    def may_roll_back(self) -> bool:
+        return "rollback" in (self.kl_action, self.loss_action, self.nonfinite_action)
+
+
+@dataclass(frozen=True)
+class CurriculumSettings:
+    """Prompts drawn by pass rate; see `xomni_rl.policies.curriculum.PassRates`, which checks the values.
+
+    Attributes:
+        low, high: the band of pass rates that teach, in [0, 1].
+        floor: weight of a prompt outside it, above 0.
+        prior: pass rate of a prompt not seen yet, in [0, 1].
+        memory: share of a prompt's old pass rate that stays at each observation, in [0, 1].
+        threshold: a rollout passes from this score on; None = the score itself is its pass rate, and must be in [0, 1].
+    """
+
+    low: float = 0.1
+    high: float = 0.9
+    floor: float = 0.05
+    prior: float = 0.5
+    memory: float = 0.5
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    """The critic of algorithms that have one; see `xomni_rl.policies.critic.Critic`."""
+
+    learning_rate: float = 1e-3
+    epochs: int = 4
+
+    def __post_init__(self) -> None:
+        _require("critic.learning_rate", self.learning_rate, minimum=0)
+        _require("critic.epochs", self.epochs, minimum=1, whole=True)
 
 
 @dataclass(frozen=True)
@@ -86,6 +135,8 @@ class TrainerSettings:
         save_images: whether the rollouts' tables hold the images.
         trackers: trackers of accelerate by name.
         mixed_precision: "no", "bf16" or "fp16".
+        curriculum: draw prompts by pass rate; None = every prompt once in each pass.
+        critic: of algorithms that have one.
     """
 
     seed: int = 0
@@ -112,6 +163,8 @@ class TrainerSettings:
     trackers: tuple[str, ...] = ("tensorboard",)
     alarms: AlarmSettings = field(default_factory=AlarmSettings)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    curriculum: CurriculumSettings | None = None
+    critic: CriticSettings = field(default_factory=CriticSettings)
 
     def __post_init__(self) -> None:
         least_one = ("steps", "prompts_per_step", "group_size", "epochs", "minibatches", "accumulation")
@@ -152,6 +205,8 @@ class TrainerSettings:
                 "evaluation": _make(EvaluationSettings, evaluation, "trainer.evaluation"),
                 "alarms": _make(AlarmSettings, dict(trainer.get("alarms") or {}), "trainer.alarms"),
                 "trackers": tuple(trainer.get("trackers", ("tensorboard",)) or ()),
+                "curriculum": _curriculum(trainer.get("curriculum")),
+                "critic": _make(CriticSettings, dict(trainer.get("critic") or {}), "trainer.critic"),
             },
             "trainer",
         )
@@ -164,6 +219,19 @@ def _sampling(values: Mapping[str, Any] | None, where: str) -> SamplingConfig:
         raise
     except ValueError as error:
         raise SettingsError(f"{where}: {error}") from error
+
+
+def _curriculum(values: Mapping[str, Any] | None) -> CurriculumSettings | None:
+    if values is None:
+        return None
+    made = _make(CurriculumSettings, dict(values), "trainer.curriculum")
+    shares = {name: getattr(made, name) for name in ("low", "high", "floor", "prior", "memory")}
+    for name, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise SettingsError(f"trainer.curriculum.{name} must be in [0, 1], not {share!r}")
+    if made.low > made.high or made.floor == 0:
+        raise SettingsError(f"trainer.curriculum needs low ≤ high and a floor above 0, not {shares}")
+    return made
 
 
 def _make(kind: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -6,26 +6,26 @@ a CPU, the same metrics bit for bit as one that never stopped.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import set_seed
 from rich.console import Console
 
 from xomni_rl.envs.rollout import RolloutBatch
 from xomni_rl.policies.alarms import raised_alarms, worth_showing
 from xomni_rl.policies.algorithms.base import build_algorithm
-from xomni_rl.policies.batches import check_prompts, prompts_of_step, rollout_metrics, save_batch, stream_seed
+from xomni_rl.policies.batches import check_prompts, save_batch
+from xomni_rl.policies.beginning import check_same_run, make_accelerator, start_trackers, take_back
 from xomni_rl.policies.checkpoint import CheckpointError, CheckpointStore, run_and_checkpoint
+from xomni_rl.policies.collect import Collector
+from xomni_rl.policies.curriculum import PassRates
 from xomni_rl.policies.evaluation import evaluate
 from xomni_rl.policies.policy import ImagePolicy
 from xomni_rl.policies.progress import Display
@@ -38,17 +38,10 @@ from xomni_rl.policies.records import (
     write_json,
     write_table,
 )
-from xomni_rl.policies.settings import (
-    SettingsError,
-    TrainerSettings,
-    changed_settings,
-    check_resumable,
-    flatten,
-)
+from xomni_rl.policies.settings import TrainerSettings
 from xomni_rl.policies.training_state import Progress, TrainSummary, read_state, write_state
 from xomni_rl.policies.update import Experience, Learner, NonFiniteError
 from xomni_rl.prompts import Prompt
-from xomni_rl.registry import unknown_name
 
 
 class TrainingError(RuntimeError):
@@ -118,6 +111,7 @@ class Trainer:
         self.progress = Progress()
         algorithm = config.get("algorithm") or {}
         self.algorithm = build_algorithm(str(algorithm.get("name", "grpo")), algorithm.get("options"))
+        self.collector = Collector(policy, reward, self.train_prompts, settings, self.algorithm)
         self._weights = policy.weight_hashes()
 
     def run(self) -> TrainSummary:
@@ -126,9 +120,11 @@ class Trainer:
         self.tables = TableWriter()
         try:
             with self.display:
-                if self.evaluates and self.progress.step == 0:
+                if self.evaluates and "before" not in self.progress.heldout:
                     self._evaluate_before()
                 self._mark = time.perf_counter()
+                if self.settings.alarms.may_roll_back and self.store.newest() is None:
+                    self._checkpoint(best=False)
                 self._train()
             self.tables.join()
         except (TrainingError, CheckpointError, RunFolderError) as error:
@@ -154,20 +150,27 @@ class Trainer:
         batch, metrics = self._rolled_out(step)
         began = time.perf_counter()
         experience = self.learner.experience(batch)
-        metrics |= self._update(step, batch, experience)
+        try:
+            metrics |= self._update(step, batch, experience)
+        except TrainingError as error:
+            if self.settings.alarms.nonfinite_action == "rollback" and self._roll_back(step, str(error)):
+                return
+            raise
+        self.learner.follow(step)
         times = batch.times | {"update": self._elapsed(began)}
         self._record(step, batch, experience, metrics, times)
 
     def _rolled_out(self, step: int) -> tuple[RolloutBatch, dict[str, float]]:
         """The scored rollouts of a step, and their figures."""
-        settings = self.settings
-        prompts = prompts_of_step(self.train_prompts, settings.prompts_per_step, step, settings.seed)
+        seen = PassRates.from_json(self.progress.pass_rates)
         with self.accelerator.autocast():
-            batch = self.policy.rollout(
-                prompts, self.reward.at(step), group_size=settings.group_size, seed=stream_seed(settings.seed, step)
-            )
-        weights = self.reward.varying_weights(step)
-        return batch, rollout_metrics(batch) | {f"weight/{name}": weight for name, weight in weights.items()}
+            batch, metrics = self.collector.collect(step, seen)
+        curriculum = self.settings.curriculum
+        if curriculum is not None:
+            ids = [prompt.id for prompt in batch.prompts]
+            seen = seen.update(ids, batch.rewards.scores, memory=curriculum.memory, threshold=curriculum.threshold)
+            self.progress.pass_rates = seen.to_json()
+        return batch, metrics
 
     def _update(self, step: int, batch: RolloutBatch, experience: Experience) -> dict[str, float]:
         """Updates the weights, unless no rollout teaches anything. Raises: TrainingError if a number is not finite."""
@@ -195,7 +198,10 @@ class Trainer:
         images = len(batch.images) if settings.save_images == "all" else 0
         table = self.folder.rollouts / f"step_{step:06d}.parquet"
         self.tables.put(table, batch, experience.advantages.cpu().numpy(), images)
-        metrics |= self._raise_alarms(step, metrics)
+        flags, diverged = self._raise_alarms(step, metrics)
+        if diverged is not None and self._roll_back(step, diverged):
+            return
+        metrics |= flags
         self._out_of_time = self._over_time(sum(times.values()))
         last, best = self._why_stop() is not None, False
         if self.evaluates and (last or step % (settings.evaluate_every or 1) == 0):
@@ -221,17 +227,50 @@ class Trainer:
         self.accelerator.log(row | {f"time/{part}": seconds for part, seconds in times.items()}, step=step)
         self.display.show(step, row, self.progress.train_seconds, step)
 
-    def _raise_alarms(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+    def _raise_alarms(self, step: int, metrics: Mapping[str, float]) -> tuple[dict[str, float], str | None]:
+        """The metrics `alarm/…`, and why training is to go back to a checkpoint, if it is."""
         alarms, flags = raised_alarms(finite(metrics), self.settings.alarms)
+        back = None
         for alarm in alarms:
             count = self.progress.alarms[alarm.name] = self.progress.alarms.get(alarm.name, 0) + 1
             row = {"step": step, "alarm": alarm.name, "value": alarm.value, "limit": alarm.limit}
             self.folder.append(self.folder.alarms, row | {"message": alarm.message})
             if worth_showing(count):
                 self.display.alarm(step, alarm, count)
-            if alarm.stop:
+            if alarm.action == "stop":
                 self.progress.stopped = f"{alarm.name}: {alarm.message}"
-        return flags
+            elif alarm.action == "rollback":
+                back = f"{alarm.name}: {alarm.message}"
+        return flags, back
+
+    def _roll_back(self, step: int, reason: str) -> bool:
+        """Goes back to the last checkpoint at half the learning rate, taking back what came after it.
+
+        Returns: False, with training to end, if that was done `max_rollbacks` times already.
+        """
+        done = self.progress.rollbacks
+        checkpoint = self.store.newest()
+        if checkpoint is None or done >= self.settings.alarms.max_rollbacks:
+            self.progress.stopped = f"{reason} (rolled back {done} times)"
+            return False
+        self.tables.join()
+        self._restore(checkpoint)
+        self.progress.rollbacks = done + 1
+        self.learner.halve_learning_rate(done + 1)
+        self.store.clean(keep_until=self.progress.step)
+        self.folder.truncate(self.progress.step)
+        message = f"went back from step {step} to step {self.progress.step} at half the learning rate: {reason}"
+        self.folder.append(self.folder.alarms, {"step": self.progress.step, "alarm": "rollback", "message": message})
+        self.display.warn(message)
+        self._mark = time.perf_counter()
+        return True
+
+    def _restore(self, checkpoint: Path) -> None:
+        """Everything as it was when the checkpoint was written."""
+        learner = self.learner
+        state = (self.policy.model, learner.optimizer, learner.scheduler, self.accelerator.scaler)
+        self.progress = read_state(checkpoint, *state, learner.load_extra_tensors)
+        learner.halve_learning_rate(self.progress.rollbacks)
 
     def _evaluate(self, step: int) -> tuple[dict[str, float], bool]:
         """Held-out figures under `heldout/` with the table written, and whether they are the best so far."""
@@ -271,6 +310,7 @@ class Trainer:
                 learner.optimizer,
                 learner.scheduler,
                 self.accelerator.scaler,
+                learner.extra_tensors(),
             ),
             best=best,
         )
@@ -293,90 +333,32 @@ class Trainer:
 
     def _begin(self) -> None:
         """Writes the records of a new run, or restores one that goes on; before that, nothing on disk is touched."""
-        changes = self._check_same_run() if self.goes_on else {}
+        changes = check_same_run(self.folder, self._manifest()) if self.goes_on else {}
         set_seed(self.settings.seed)
-        self.accelerator = self._make_accelerator()
+        self.accelerator = make_accelerator(self.settings, self.folder, next(self.policy.model.parameters()).device)
         self.learner = Learner(self.policy, self.algorithm, self.settings, self.accelerator)
         if self.start is not None:
-            learner = self.learner
-            state = (self.policy.model, learner.optimizer, learner.scheduler, self.accelerator.scaler)
-            self.progress = read_state(self.start, *state)
+            self._restore(self.start)
         self.folder.create(again=self.goes_on)
         if self.goes_on:
-            self._take_back(changes)
+            take_back(self.folder, self.store, self.progress, begun=self.start is not None, changes=changes)
+            for name, (before, after) in changes.items():
+                self.display.warn(f"going on with {name} = {after!r} instead of {before!r}; noted in manifest.json")
         write_config(self.folder.config, self.config)
         if not self.folder.manifest.exists():
             write_json(self.folder.manifest, self._manifest())
         write_json(self.folder.path / "reward_checks.json", {str(check["name"]): dict(check) for check in self.reward_checks})
         for warning in (warning for check in self.reward_checks for warning in check["warnings"]):
             self.display.warn(warning)
-        self._start_trackers()
+        start_trackers(self.accelerator, self.config, self.progress.step if self.start is not None else None)
         # A run may go on from a step whose checkpoint used up the time: only an evaluated step can be the last one.
         evaluated = not self.evaluates or self.progress.heldout.get("after", {}).get("step") == self.progress.step
         self._out_of_time = evaluated and self._over_time(0.0)
-
-    def _check_same_run(self) -> dict[str, list[Any]]:
-        """Settings that changed since the run began. Raises: SettingsError for one that must not."""
-        if not self.folder.manifest.exists():
-            return {}
-        before = json.loads(self.folder.manifest.read_text(encoding="utf-8"))
-        torch.set_num_threads(int(before["torch_threads"]))  # sums over threads depend on their number
-        now = self._manifest()
-        changes = changed_settings(before["config"], json.loads(json.dumps(now["config"], default=str)))
-        check_resumable(changes)
-        for what in ("weights", "prompts"):
-            if before[what] != now[what]:
-                differing = [name for name in now[what] if before[what].get(name) != now[what][name]]
-                raise SettingsError(
-                    f"the {what} ({', '.join(differing)}) are not those that {self.folder.path} was begun with: "
-                    f"restore them, or start another run with run=FOLDER"
-                )
-        return changes
-
-    def _take_back(self, changes: dict[str, list[Any]]) -> None:
-        """Removes everything written after the checkpoint, and notes the resume in the manifest."""
-        step = self.progress.step if self.start is not None else -1
-        self.store.clean(keep_until=max(step, 0))
-        self.folder.truncate(step)
-        if self.start is not None:
-            self.store.point("last", step)
-            self.store.point("best", int(self.progress.heldout.get("best", {}).get("step", -1)))
-        if any(name.startswith("trainer.alarms.") for name in changes):
-            self.progress.stopped = None
-        if self.folder.manifest.exists():
-            manifest = json.loads(self.folder.manifest.read_text(encoding="utf-8"))
-            when = datetime.now(UTC).isoformat(timespec="seconds")
-            manifest["resumes"].append({"time": when, "step": max(step, 0), "changed": changes})
-            write_json(self.folder.manifest, manifest)
-        for name, (before, after) in changes.items():
-            self.display.warn(f"going on with {name} = {after!r} instead of {before!r}; noted in manifest.json")
 
     def _manifest(self) -> dict[str, Any]:
         seeds = {"run": self.settings.seed, "evaluation": self.settings.evaluation.seed}
         prompts = {"train": self.train_prompts, "heldout": self.heldout_prompts}
         return build_manifest(self.config, seeds, self._weights, prompts)
-
-    def _make_accelerator(self) -> Accelerator:
-        known = [str(tracker) for tracker in get_available_trackers()]
-        for tracker in self.settings.trackers:
-            if tracker not in known:
-                raise SettingsError(unknown_name("or uninstalled tracker in trainer.trackers,", tracker, known))
-        logs = self.folder.path / "tensorboard"
-        accelerator = Accelerator(
-            cpu=next(self.policy.model.parameters()).device.type == "cpu",
-            mixed_precision=self.settings.mixed_precision,
-            log_with=list(self.settings.trackers) or None,
-            project_config=ProjectConfiguration(project_dir=str(self.folder.path), logging_dir=str(logs)),
-        )
-        if accelerator.num_processes > 1:
-            raise SettingsError(f"training runs in one process, but {accelerator.num_processes} were started")
-        return accelerator
-
-    def _start_trackers(self) -> None:
-        values = flatten(self.config).items()
-        flat = {name: value if isinstance(value, int | float | str) else str(value) for name, value in values}
-        options = {"tensorboard": {"purge_step": self.progress.step + 1}} if self.start is not None else {}
-        self.accelerator.init_trackers("xomni-rl", flat if self.start is None else None, init_kwargs=options)
 
     def _elapsed(self, began: float) -> float:
         if self.accelerator.device.type == "cuda":

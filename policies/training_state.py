@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from xomni_rl.policies.checkpoint import CheckpointError, damaged, verify
+from xomni_rl.policies.lora import merged_tensors
 
 Figures = dict[str, float]
 
@@ -68,6 +69,8 @@ class Progress:
         heldout: "before", "after", "best" → held-out figures with their "step".
         best_score: held-out mean reward of the best evaluation after step 0; None before the first.
         stopped: why training ended before its time; None if it did not.
+        rollbacks: how often training went back to a checkpoint; each halves the learning rate.
+        pass_rates: what a curriculum has seen, as `PassRates.to_json` gives it.
     """
 
     step: int = 0
@@ -78,6 +81,8 @@ class Progress:
     heldout: dict[str, Figures] = field(default_factory=dict)
     best_score: float | None = None
     stopped: str | None = None
+    rollbacks: int = 0
+    pass_rates: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def train_seconds(self) -> float:
@@ -93,8 +98,12 @@ def write_state(
     optimizer: Optimizer,
     scheduler: LRScheduler,
     scaler: Any = None,
+    extras: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes a checkpoint's files into a folder. Raises: OSError or SafetensorError if it cannot."""
+    """Writes a checkpoint's files into a folder; `extras` are tensors that only some algorithms have.
+
+    Raises: OSError or SafetensorError if it cannot.
+    """
     (folder / "model").mkdir()
     save_file(model_tensors(model), folder / "model" / "model.safetensors", metadata={"format": "pt"})
     (folder / "model" / "config.json").write_text(json.dumps(dict(description), indent=1, default=str) + "\n")
@@ -102,6 +111,8 @@ def write_state(
     save_file(tensors, folder / "optimizer.safetensors")
     generators, others = random_state()
     save_file(generators, folder / "rng.safetensors")
+    if extras:
+        save_file({name: value.detach().cpu().contiguous() for name, value in extras.items()}, folder / "extras.safetensors")
     state = {
         "progress": asdict(progress),
         "scheduler": {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"},
@@ -113,10 +124,20 @@ def write_state(
 
 
 def read_state(
-    checkpoint: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, scaler: Any = None
+    checkpoint: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    scaler: Any = None,
+    load_extras: Callable[[Mapping[str, Tensor]], None] | None = None,
 ) -> Progress:
-    """Verifies a checkpoint and restores everything from it; nothing is changed if it does not fit.
+    """Verifies a checkpoint and restores everything from it; no weight is changed if it does not fit.
 
+    Args:
+        checkpoint: its folder.
+        model, optimizer, scheduler, scaler: what it is restored into.
+        load_extras: given the tensors that `write_state` had as `extras`; raises KeyError, ValueError or RuntimeError if they
+            do not fit.
     Raises: CheckpointError for a damaged checkpoint, or one of another architecture or optimizer.
     """
     verify(checkpoint)
@@ -124,6 +145,8 @@ def read_state(
     check_architecture(checkpoint, weights, model_tensors(model))
     moments = read_tensors(checkpoint / "optimizer.safetensors")
     generators = read_tensors(checkpoint / "rng.safetensors")
+    extras = checkpoint / "extras.safetensors"
+    kept = read_tensors(extras) if extras.exists() else {}
     try:
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         progress = Progress(**state["progress"])
@@ -132,7 +155,9 @@ def read_state(
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])
         load_random_state(generators, state["rng"])
-    except (ValueError, KeyError, TypeError) as error:
+        if load_extras is not None:
+            load_extras(kept)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise damaged(checkpoint / "state.json", f"it does not fit this run: {error}") from error
     load_model(model, weights)
     return progress
@@ -155,12 +180,15 @@ def load_model(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
-    """Puts a checkpoint's weights into a model, for use without training.
+    """Puts a checkpoint's weights into a model, for use without training; adapters are merged into them.
 
     Raises: CheckpointError for a damaged checkpoint or one of another architecture.
     """
     verify(checkpoint)
     weights = read_tensors(checkpoint / "model" / "model.safetensors")
+    scaling = json.loads((checkpoint / "model" / "config.json").read_text(encoding="utf-8")).get("lora_scaling")
+    if scaling is not None:
+        weights = merged_tensors(weights, float(scaling))
     check_architecture(checkpoint, weights, model_tensors(model))
     load_model(model, weights)
 

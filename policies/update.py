@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from xomni_rl.envs.rollout import RolloutBatch
 from xomni_rl.policies.advantages import rewards_with_kl
 from xomni_rl.policies.algorithms.base import Algorithm
+from xomni_rl.policies.critic import Critic
 from xomni_rl.policies.losses import sequence_kl
 from xomni_rl.policies.policy import ImagePolicy, TokenBatch
-from xomni_rl.policies.settings import TrainerSettings
+from xomni_rl.policies.settings import SettingsError, TrainerSettings
 
 FIRST_UPDATE_ONLY = ("ratio_max_deviation",)
 """Metrics of a loss that say something about sampler and trainer at the same weights, so about the first update alone."""
@@ -38,11 +39,15 @@ class Experience:
 
     Attributes:
         tokens: the sampled tokens and their prefixes, N = P · G rows.
-        old_logprobs: [N, T] float32 nats, the sampler's.
+        old_logprobs: [N, T] float32 nats, of the policy before the update: the sampler's, unless the algorithm tells the two
+            apart.
         advantages: [N] or [N, T] float32; NaN where `keep` is False and there is none.
         keep: [N] bool; True = takes part in the update.
-        reference: [N, T] float32 nats under the frozen reference, if the algorithm wants it.
-        teaches: whether an update would change anything on purpose: some kept advantage is not 0, or a KL is in the loss.
+        reference: [N, T] float32 nats under the reference, if the algorithm wants it.
+        teaches: whether an update would change anything on purpose: some kept advantage is not 0, there is a critic, or a KL or
+            entropy is in the loss.
+        extras: [N, …] tensors that the algorithm's loss wants besides, by keyword.
+        features: [N, T, D] float32 and returns: [N, T] float32, what a critic learns from; None without one.
     """
 
     tokens: TokenBatch
@@ -51,6 +56,9 @@ class Experience:
     keep: Tensor
     reference: Tensor | None
     teaches: bool
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    features: Tensor | None = None
+    returns: Tensor | None = None
 
     @property
     def groups(self) -> np.ndarray:
@@ -67,42 +75,75 @@ class Learner:
         algorithm: advantage, loss, filter, reference.
         settings: learning rate, mini-batches and the like.
         accelerator: device, mixed precision, clipping.
+    Raises: SettingsError if the algorithm's reference cannot move as it wants.
     """
 
     def __init__(self, policy: ImagePolicy, algorithm: Algorithm, settings: TrainerSettings, accelerator: Accelerator) -> None:
-        if algorithm.needs_reference:
+        if algorithm.reference is not None:
             policy.keep_reference()
+            if algorithm.reference.kind != "frozen" and not policy.reference_tensors():
+                raise SettingsError(
+                    f"algorithm.options.reference={algorithm.reference.kind} needs a reference that can move, but with "
+                    "model.lora it is the base weights: set it to frozen"
+                )
         self.policy, self.algorithm, self.settings, self.accelerator = policy, algorithm, settings, accelerator
+        self.critic = None
+        if "values" in algorithm.needs:
+            critic = Critic(policy.feature_size, settings.critic.learning_rate, settings.critic.epochs, settings.seed)
+            self.critic = critic.to(accelerator.device)
+        self.halvings = 0
         parameters = [parameter for parameter in policy.module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        self.scheduler = LambdaLR(
-            self.optimizer, lambda done: learning_rate_share(done, settings.warmup_steps, settings.decay_steps)
-        )
+        self.scheduler = LambdaLR(self.optimizer, self._learning_rate_share)
         policy.module, self._stepper = accelerator.prepare(policy.module, self.optimizer)
         self._parameters = parameters
 
     def experience(self, batch: RolloutBatch) -> Experience:
-        """Advantages and choice of a batch's rollouts; the reference's log-probabilities where they are needed."""
-        rewards, weights = batch.rewards.normalised, batch.rewards.weights
-        keep = self.algorithm.filter(rewards, weights, batch.group) & ~batch.rewards.failed
+        """Advantages and choice of a batch's rollouts, and whatever else the algorithm wants of them."""
+        algorithm, rewards, weights = self.algorithm, batch.rewards.normalised, batch.rewards.weights
+        keep = algorithm.filter(rewards, weights, batch.group) & ~batch.rewards.failed
         tokens = TokenBatch.of(batch)
-        reference = self._reference(tokens) if self.algorithm.needs_reference else None
-        if reference is not None and self.algorithm.kl_in_reward:
+        reference = None if algorithm.reference is None else self._by_chunks(self.policy.reference_logprobs, tokens)
+        if reference is not None and algorithm.kl_in_reward:
             everything = torch.ones_like(batch.tokens, dtype=torch.bool)
-            kl = sequence_kl(batch.old_logprobs, reference, everything, self.algorithm.kl_estimator)
-            rewards = rewards_with_kl(rewards, weights, kl.cpu().numpy(), self.algorithm.kl_in_reward)
-        advantages = self.algorithm.advantage(rewards, weights, batch.group)
-        keep &= np.isfinite(advantages.reshape(len(advantages), -1)).all(axis=1)
-        kl_in_loss = self.algorithm.needs_reference and not self.algorithm.kl_in_reward
+            kl = sequence_kl(batch.old_logprobs, reference, everything, algorithm.kl_estimator)
+            rewards = rewards_with_kl(rewards, weights, kl.cpu().numpy(), algorithm.kl_in_reward)
         device = batch.tokens.device
+        known: dict[str, np.ndarray] = {}
+        if "greedy" in algorithm.needs and batch.greedy is not None:
+            known["greedy"] = batch.greedy
+        features = returns = None
+        if self.critic is not None and algorithm.returns is not None:
+            features = self._by_chunks(self.policy.features, tokens)
+            known["values"] = self.critic.values(features)
+            returns = torch.from_numpy(algorithm.returns(rewards, weights, batch.group, **known)).to(device)
+        advantages = algorithm.advantage(rewards, weights, batch.group, **known)
+        keep &= np.isfinite(advantages.reshape(len(advantages), -1)).all(axis=1)
+        old, extras = self._loss_extras(batch, tokens)
+        always = (
+            self.critic is not None or "entropy" in algorithm.needs or (reference is not None and not algorithm.kl_in_reward)
+        )
         return Experience(
             tokens=tokens,
-            old_logprobs=batch.old_logprobs,
+            old_logprobs=old,
             advantages=torch.from_numpy(advantages).to(device),
             keep=torch.from_numpy(keep).to(device),
             reference=reference,
-            teaches=bool(keep.any() and (kl_in_loss or (advantages[keep] != 0).any())),
+            teaches=bool(keep.any() and (always or (advantages[keep] != 0).any())),
+            extras=extras,
+            features=features,
+            returns=returns,
         )
+
+    def _loss_extras(self, batch: RolloutBatch, tokens: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Old log-probabilities, and what else the loss is to be given of every rollout."""
+        old, extras = batch.old_logprobs, {}
+        if "sampler_logprobs" in self.algorithm.needs:
+            with torch.no_grad():
+                old, extras["sampler_logprobs"] = self._by_chunks(lambda part: self.policy.logprobs(part)[0], tokens), old
+        if "group" in self.algorithm.needs:
+            extras["group"] = torch.from_numpy(batch.group).to(old.device)
+        return old, extras
 
     def update(self, experience: Experience, rng: np.random.Generator) -> dict[str, float]:
         """All optimizer steps on one rollout: `epochs` passes of `minibatches` steps over groups in random order.
@@ -117,7 +158,49 @@ class Learner:
             for minibatch in split(rng.permutation(experience.groups), self.settings.minibatches):
                 steps.append(self._step(experience, minibatch, first=not steps))
         averages = weighted_means(steps)
+        if self.critic is not None and experience.features is not None and experience.returns is not None:
+            averages |= self.critic.fit(experience.features, experience.returns, experience.keep)
         return averages | {"learning_rate": steps[-1][1]["learning_rate"]}
+
+    def follow(self, step: int) -> None:
+        """Moves a reference that follows the policy, after training step `step`."""
+        reference = self.algorithm.reference
+        if reference is None or reference.kind == "frozen":
+            return
+        if reference.kind == "ema":
+            self.policy.move_reference(reference.decay)
+        elif step % reference.every == 0:
+            self.policy.move_reference(0.0)
+
+    def halve_learning_rate(self, times: int) -> None:
+        """From now on the schedule's learning rate is halved that often."""
+        self.halvings = times
+        rate = self.settings.learning_rate * self._learning_rate_share(self.scheduler.last_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scheduler._last_lr = [rate for _ in self.optimizer.param_groups]
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold beside weights and optimizer: a reference that moves, a critic."""
+        moves = self.algorithm.reference is not None and self.algorithm.reference.kind != "frozen"
+        tensors = self.policy.reference_tensors() if moves else {}
+        named = {f"reference/{name}": value for name, value in tensors.items()}
+        critic = self.critic.state() if self.critic is not None else {}
+        return named | {f"critic/{name}": value for name, value in critic.items()}
+
+    def load_extra_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores what `extra_tensors` gave. Raises: KeyError, ValueError or RuntimeError if it does not fit."""
+        with torch.no_grad():
+            for name, value in self.extra_tensors().items():
+                if name.startswith("reference/"):
+                    value.copy_(tensors[name])
+        if self.critic is not None:
+            start = "critic/"
+            self.critic.load_state({n.removeprefix(start): value for n, value in tensors.items() if n.startswith(start)})
+
+    def _learning_rate_share(self, done: int) -> float:
+        settings = self.settings
+        return learning_rate_share(done, settings.warmup_steps, settings.decay_steps) * 0.5**self.halvings
 
     def _step(self, experience: Experience, minibatch: np.ndarray, first: bool) -> tuple[int, dict[str, float]]:
         """One optimizer step, in `accumulation` micro-batches of whole groups. Returns: kept rollouts, metrics."""
@@ -144,11 +227,16 @@ class Learner:
         rows = self._rows(experience, groups)
         rows_kept = experience.keep[rows]
         chosen = rows[rows_kept]
-        logprobs = self.policy.logprobs(experience.tokens.groups(groups.tolist()))[0][rows_kept]
+        with_entropy = "entropy" in self.algorithm.needs
+        logprobs, entropy = self.policy.logprobs(experience.tokens.groups(groups.tolist()), with_entropy=with_entropy)
+        logprobs = logprobs[rows_kept]
+        extras = {name: values[chosen] for name, values in experience.extras.items()}
+        if entropy is not None:
+            extras["entropy"] = entropy[rows_kept]
         old = experience.old_logprobs[chosen]
         reference = None if experience.reference is None else experience.reference[chosen]
         mask = torch.ones_like(old, dtype=torch.bool)  # every rollout has all its tokens; dropped ones are left out
-        loss, metrics = self.algorithm.loss(logprobs, old, experience.advantages[chosen], mask, reference)
+        loss, metrics = self.algorithm.loss(logprobs, old, experience.advantages[chosen], mask, reference, **extras)
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss.item()}", groups.tolist())
         count = len(chosen)
@@ -164,10 +252,10 @@ class Learner:
             raise NonFiniteError(f"the gradient's norm is {norm}", groups.tolist())
         return norm
 
-    def _reference(self, tokens: TokenBatch) -> Tensor:
-        count = len(tokens.input_ids)
-        chunks = split(np.arange(count), self.settings.minibatches * self.settings.accumulation)
-        return torch.cat([self.policy.reference_logprobs(tokens.groups(chunk.tolist())) for chunk in chunks])
+    def _by_chunks(self, function: Callable[[TokenBatch], Tensor], tokens: TokenBatch) -> Tensor:
+        """A function of tokens, as many groups at a time as a backward pass takes. Returns: [N, …]."""
+        chunks = split(np.arange(len(tokens.input_ids)), self.settings.minibatches * self.settings.accumulation)
+        return torch.cat([function(tokens.groups(chunk.tolist())) for chunk in chunks])
 
     def _rows(self, experience: Experience, groups: np.ndarray) -> Tensor:
         """Rows [len(groups) · G] of groups, in order."""

@@ -168,13 +168,18 @@ class CompositeReward:
         return [result for result, _ in outcomes], failures
 
     def _groups(self, group: np.ndarray | None, count: int) -> np.ndarray:
-        if "group" not in self._normalisations():
+        if "group" not in self.normalised_by:
             return np.zeros(count, dtype=np.int64)
         if group is None:
             raise ValueError('normalisation "group" needs group: int64 [N], which samples belong to one prompt')
         if np.shape(group) != (count,):
             raise ValueError(f"group must have shape [{count}], got {list(np.shape(group))}")
         return np.asarray(group, dtype=np.int64)
+
+    @property
+    def normalised_by(self) -> set[str]:
+        """The normalisations in use, "none" among them."""
+        return set(self._normalisations())
 
     def _normalisations(self) -> list[str]:
         return [part.normalisation or self.normalisation for part in self.parts]

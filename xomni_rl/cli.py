@@ -12,6 +12,7 @@ from xomni_rl import __version__
 from xomni_rl.commands import draw, jobs, listing
 from xomni_rl.commands import serve as serving
 from xomni_rl.commands import train as training
+from xomni_rl.commands.ablate import ablate, compare
 from xomni_rl.commands.audit import audit
 from xomni_rl.commands.errors import friendly_errors
 
@@ -62,6 +63,8 @@ def commands(
 
 
 app.command("train", context_settings=RAW, add_help_option=False)(training.train)
+app.command("ablate")(ablate)
+app.command("compare", context_settings={"ignore_unknown_options": True})(compare)
 app.command("generate")(draw.generate)
 app.command("chat")(draw.chat)
 app.command("score")(jobs.score)

@@ -63,7 +63,7 @@ SHARE = Rule("number", least=0, most=1)
 NOT_NEGATIVE = Rule("number", least=0)
 NAME = Rule("text")
 OPTIONS = Rule("mapping")
-WARN_OR_STOP = Rule("text", choices=("warn", "stop"))
+ON_ALARM = Rule("text", choices=("warn", "stop", "rollback"))
 
 SAMPLING = {
     "temperature": Rule("number", above=0),
@@ -98,12 +98,18 @@ SCHEMA: dict[str, Any] = {
         "dtype": Rule("text", choices=("float32", "bfloat16", "float16")),
         "device": NAME,
         "gradient_checkpointing": Rule("switch"),
+        "lora": {
+            "rank": Rule("whole number", least=1, required=False),
+            "alpha": Rule("number", above=0, required=False),
+            "targets": Rule("list", required=False),
+        },
     },
     "reward": REWARD,
     "algorithm": {"name": NAME, "options": OPTIONS},
     "prompts": {"set": NAME, "options": OPTIONS, "train_count": COUNT, "heldout_count": Rule("whole number", least=0)},
     "trainer": {
         "name": NAME,
+        "engine": Rule("text", choices=("native", "trl")),
         "steps": COUNT,
         "max_seconds": Rule("number", above=0, optional=True),
         "prompts_per_step": COUNT,
@@ -135,12 +141,21 @@ SCHEMA: dict[str, Any] = {
             "ratio_tolerance": NOT_NEGATIVE,
             "failed_share": SHARE,
             "kl_limit": Rule("number", above=0, optional=True),
-            "kl_action": WARN_OR_STOP,
+            "kl_action": ON_ALARM,
+            "loss_limit": Rule("number", above=0, optional=True),
+            "loss_action": ON_ALARM,
+            "nonfinite_action": Rule("text", choices=("stop", "rollback")),
+            "max_rollbacks": Rule("whole number", least=0),
         },
         "mixed_precision": Rule("text", choices=("no", "bf16", "fp16")),
+        "curriculum": {
+            **dict.fromkeys(("low", "high", "floor", "prior", "memory"), Rule("number", least=0, most=1, required=False)),
+            "threshold": Rule("number", optional=True, required=False),
+        },
+        "critic": {"learning_rate": NOT_NEGATIVE, "epochs": COUNT},
     },
 }
-NULLABLE = ("trainer.evaluation.reward",)
+NULLABLE = ("trainer.evaluation.reward", "trainer.curriculum", "model.lora")
 """Mappings that may be null as a whole."""
 
 

@@ -112,8 +112,8 @@ def read_run(folder: Path) -> RunData:
     if not any((folder / name).exists() for name in ("metrics.jsonl", "config.yaml", "summary.json")):
         raise ReportError(f"{folder} is no run folder: it has no metrics.jsonl, config.yaml or summary.json")
     notes: list[str] = []
-    config = _read_yaml(folder / "config.yaml")
-    summary = _read_json(folder / "summary.json")
+    config = read_yaml(folder / "config.yaml")
+    summary = read_json(folder / "summary.json")
     metrics = read_metrics(folder / "metrics.jsonl")
     heldout_files = step_files(folder / "heldout")
     before = read_samples(heldout_files[0][1], notes) if heldout_files else []
@@ -122,7 +122,7 @@ def read_run(folder: Path) -> RunData:
     return RunData(
         folder=folder,
         config=config,
-        manifest=_read_json(folder / "manifest.json"),
+        manifest=read_json(folder / "manifest.json"),
         summary=summary,
         metrics=metrics,
         headlines=headlines(metrics, summary),
@@ -148,12 +148,12 @@ class RunRecord:
 
 def read_run_record(folder: Path) -> RunRecord:
     """Seed, steps, status and commit of a run. Raises: ReportError for a damaged file."""
-    summary = _read_json(folder / "summary.json")
+    summary = read_json(folder / "summary.json")
     return RunRecord(
-        seed=_read_yaml(folder / "config.yaml").get("seed", "unknown"),
+        seed=read_yaml(folder / "config.yaml").get("seed", "unknown"),
         steps=summary.get("steps", "unknown"),
         status=str(summary.get("status", NO_SUMMARY)),
-        commit=short_commit(_read_json(folder / "manifest.json")),
+        commit=short_commit(read_json(folder / "manifest.json")),
     )
 
 
@@ -264,6 +264,30 @@ def count_alarms(rows: list[dict[str, Any]]) -> list[AlarmCount]:
     ]
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} when there is none. Raises: ReportError if it is damaged or no object."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    if not isinstance(content, dict):
+        raise ReportError(f"{path}: expected an object, found {type(content).__name__}")
+    return content
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; {} when there is none. Raises: ReportError if it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ReportError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+    return content if isinstance(content, dict) else {}
+
+
 def _sample(row: Mapping[str, Any]) -> Sample:
     rewards = {key.removeprefix("reward_"): _number(row[key]) for key in row if key.startswith("reward_")}
     metrics = {key.removeprefix("metric_"): _number(row[key]) for key in row if key.startswith("metric_")}
@@ -298,25 +322,3 @@ def _number(value: Any) -> float:
 def _optional(value: Any) -> float | None:
     number = _number(value)
     return None if math.isnan(number) else number
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
-    if not isinstance(content, dict):
-        raise ReportError(f"{path}: expected an object, found {type(content).__name__}")
-    return content
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ReportError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
-    return content if isinstance(content, dict) else {}

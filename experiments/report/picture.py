@@ -6,26 +6,21 @@ The pictures are the first prompts of the first run's fixed held-out grid, in or
 """
 
 import argparse
-import io
 import os
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from PIL import Image
 
-from xomni_rl.experiments.report.curves import SOFT, STYLE, draw_heldout, metric_label
-from xomni_rl.experiments.report.data import PREFERRED_HEADLINES, Pair, ReportError, Sample, read_run
-from xomni_rl.experiments.report.figures import PALETTE
+from xomni_rl.experiments.ablation.curves import STYLE, draw_curve, heldout_curve, metric_label
+from xomni_rl.experiments.ablation.grids import draw_sample
+from xomni_rl.experiments.ablation.runs import applicable, common_metrics, common_prompts, curve, load_run
+from xomni_rl.experiments.report.data import PREFERRED_HEADLINES, Pair, ReportError, read_run
 
-RIGHT, WRONG = "#17774f", "#b8324a"
 ROWS, COLUMNS = 5, 2
 
 
@@ -64,29 +59,18 @@ def _draw_pairs(figure: SubFigure, pairs: Sequence[Pair]) -> None:
         row, column = number % rows, 3 * (number // rows)
         prompt = textwrap.shorten(pair.prompt, 46, placeholder="…")
         axes[row, column].set_title(prompt, fontsize=8.5, loc="left", pad=3, parse_math=False)
-        _draw_sample(axes[row, column], "before", pair.before)
+        draw_sample(axes[row, column], pair.before, "before")
         if pair.after is not None:
-            _draw_sample(axes[row, column + 1], "after", pair.after)
-
-
-def _draw_sample(axis: Axes, title: str, sample: Sample) -> None:
-    """One picture with what the OCR read under it, green or red."""
-    if sample.image is None:
-        return
-    with Image.open(io.BytesIO(sample.image)) as image:
-        axis.imshow(np.asarray(image.convert("RGB")), interpolation="bicubic")
-    read, colour = sample.read or "(nothing read)", SOFT
-    if sample.correct is not None:
-        read, colour = (f"✓ {read}", RIGHT) if sample.correct else (f"✗ {read}", WRONG)
-    below: dict[str, Any] = {"transform": axis.transAxes, "va": "top", "fontsize": 8.5, "parse_math": False}
-    axis.text(0.0, -0.08, title, color=SOFT, **below)
-    axis.text(1.0, -0.08, read, color=colour, family="monospace", ha="right", **below)
+            draw_sample(axes[row, column + 1], pair.after, "after")
 
 
 def _draw_curve(figure: SubFigure, folders: Sequence[Path], metrics: Sequence[str]) -> None:
     axis = figure.subplots()
-    for number, metric in enumerate(metrics):
-        draw_heldout(axis, folders, metric, metric_label(metric), PALETTE[number])
+    runs = [load_run(folder) for folder in folders]
+    prompts = common_prompts(runs)
+    for number, metric in enumerate(common_metrics(runs, metrics)[0]):
+        points = curve(runs, metric, applicable(runs, metric, prompts))
+        draw_curve(axis, heldout_curve(points, "step"), metric_label(metric), number, markers=True)
     axis.set_ylim(top=1.0)
     axis.set_xlabel("training step")
     seeds = "1 seed" if len(folders) == 1 else f"{len(folders)} seeds"

@@ -1,5 +1,6 @@
 """Where a table's runs come from, and whether they were made and scored by the same code."""
 
+import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -12,13 +13,15 @@ from xomni_rl.experiments.report.data import read_run_record, step_files
 
 
 def provenance(groups: Mapping[str, Sequence[Path]]) -> list[str]:
-    """One Markdown line per run: method, folder, seed, steps, why it ended, commit."""
+    """One Markdown line per run: method, folder (from the one they are all in), seed, steps, why it ended, commit."""
     lines = []
+    parents = [folder.resolve().parent for folders in groups.values() for folder in folders]
+    inside = os.path.commonpath(parents) if parents else ""
     for label, folders in groups.items():
         for folder in folders:
             record = read_run_record(folder)
             facts = [f"seed {record.seed}", f"{record.steps} steps", record.status, f"commit {record.commit or 'unknown'}"]
-            lines.append(f"- {label}: `{folder.name}` ({', '.join(facts)})")
+            lines.append(f"- {label}: `{folder.resolve().relative_to(inside).as_posix()}` ({', '.join(facts)})")
     return lines
 
 

@@ -11,39 +11,29 @@ Source: arXiv:2503.20783, section 3.2. Departs from it: a KL penalty can be adde
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
-from xomni_rl.policies.algorithms.base import Algorithm, KLPlace, algorithms
-from xomni_rl.policies.algorithms.grpo import grpo
-
-if TYPE_CHECKING:
-    from xomni_rl.policies.losses import KLEstimator
+from xomni_rl.policies.algorithms.base import Algorithm, algorithms, policy_gradient
 
 
 @algorithms.register("dr_grpo")
-def dr_grpo(
-    *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    kl_coef: float = 0.0,
-    kl_estimator: KLEstimator = "k3",
-    kl_in: KLPlace = "loss",
-    filter: str = "keep_all",
-) -> Algorithm:
+def dr_grpo(*, clip_low: float = 0.2, clip_high: float = 0.2, **common: Any) -> Algorithm:
     """Dr. GRPO: no division by the group's deviation, constant-length mean (arXiv:2503.20783).
 
-    Args: as in `grpo`, without aggregation and scale, which are what makes it Dr. GRPO.
+    Args:
+        clip_low: how far below 1 the importance ratio may go, in [0, 1].
+        clip_high: the same above 1.
+        common: options that all policy-gradient algorithms share, see `policy_gradient`.
     Raises: AlgorithmError for a value out of range.
     """
-    algorithm = grpo(
-        clip_low=clip_low,
-        clip_high=clip_high,
+    from xomni_rl.policies.advantages import group_advantages  # here, so that listing algorithms needs no torch
+    from xomni_rl.policies.losses.surrogates import clipped
+
+    return policy_gradient(
+        "dr_grpo",
+        partial(group_advantages, scale="none"),
+        partial(clipped, clip_low=clip_low, clip_high=clip_high),
         aggregation="constant_length",
-        scale="none",
-        kl_coef=kl_coef,
-        kl_estimator=kl_estimator,
-        kl_in=kl_in,
-        filter=filter,
+        **common,
     )
-    return replace(algorithm, name="dr_grpo")

@@ -203,9 +203,17 @@ def _join(layer: Any) -> _Layer:
     attention, mlp = _attention(layer), layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     return _Layer(
-        qkv=torch.cat([p.weight for p in projections]) * layer.input_layernorm.weight,
+        qkv=torch.cat([_weight(p) for p in projections]) * layer.input_layernorm.weight,
         qkv_bias=torch.cat([p.bias for p in projections]),
-        out=attention.o_proj.weight,
-        gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * layer.post_attention_layernorm.weight,
-        down=mlp.down_proj.weight,
+        out=_weight(attention.o_proj),
+        gate_up=torch.cat([_weight(mlp.gate_proj), _weight(mlp.up_proj)]) * layer.post_attention_layernorm.weight,
+        down=_weight(mlp.down_proj),
     )
+
+
+def _weight(projection: Any) -> Tensor:
+    """A projection's weight, with peft's low-rank adapters added unless it has none or they are switched off."""
+    weight: Tensor = projection.weight
+    if getattr(projection, "disable_adapters", True):
+        return weight
+    return weight + sum(projection.get_delta_weight(name) for name in projection.active_adapters)

@@ -17,6 +17,7 @@ __all__ = [
     "Samples",
     "SamplingConfig",
     "draw_tokens",
+    "image_token_features",
     "image_token_logprobs",
     "sample_image_tokens",
     "sample_uniforms",
@@ -108,7 +109,8 @@ def score_image_tokens(
     sampling: SamplingConfig | None = None,
     negative_ids: Tensor | None = None,
     negative_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of given image tokens, with gradients, over the image vocabulary alone.
 
     The prompt is computed once per group; its keys and values are shared by the group's rollouts, gradients included.
@@ -120,16 +122,29 @@ def score_image_tokens(
         group_size: G.
         sampling: the distribution the tokens were sampled from.
         negative_ids, negative_mask: [P, L'], needed with guidance.
-    Returns: logprobs [N, T] with gradients and entropy [N, T] without, float32 nats.
+        with_entropy: whether the entropy is wanted too.
+    Returns: logprobs [N, T] and entropy [N, T] (None unless wanted), both with gradients, float32 nats.
     Raises: ValueError for shapes that don't fit.
     """
     logits, sampling = _scored_logits(
         model, input_ids, attention_mask, tokens, group_size, sampling, negative_ids, negative_mask
     )
     logprobs = sampling_logprobs(logits, sampling, chosen=tokens)
-    with torch.no_grad():
-        entropies = entropy(logprobs)
-    return logprobs.gather(-1, tokens[..., None])[..., 0], entropies
+    return logprobs.gather(-1, tokens[..., None])[..., 0], entropy(logprobs) if with_entropy else None
+
+
+@torch.no_grad()
+def image_token_features(
+    model: XOmniForCausalLM, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, *, group_size: int = 1
+) -> Tensor:
+    """What the model has in mind before each image token: the hidden states that predict them.
+
+    Args: as in `score_image_tokens`.
+    Returns: [N, T, hidden_size], in the model's dtype, without gradients.
+    Raises: ValueError for shapes that don't fit.
+    """
+    check_prompts(model, input_ids, attention_mask, tokens.shape[-1])
+    return _image_features(model, input_ids, attention_mask, tokens, group_size)
 
 
 def image_token_logprobs(
@@ -156,8 +171,6 @@ def _scored_logits(
     """Guided logits [N, T, V] that predict each of `tokens`, and the sampling they are meant for."""
     sampling = sampling or SamplingConfig()
     check_prompts(model, input_ids, attention_mask, tokens.shape[-1])
-    if tokens.dim() != 2 or len(tokens) != len(input_ids) * group_size:
-        raise ValueError(f"tokens must be [{len(input_ids) * group_size}, T], not {list(tokens.shape)}")
     if not sampling.guided:
         return _image_logits(model, input_ids, attention_mask, tokens, group_size), sampling
     input_ids, attention_mask = with_negative(input_ids, attention_mask, negative_ids, negative_mask)
@@ -169,6 +182,15 @@ def _image_logits(
     model: XOmniForCausalLM, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, group_size: int
 ) -> Tensor:
     """Logits that predict each of `tokens`: [N, T, V]."""
+    return model.head(_image_features(model, input_ids, attention_mask, tokens, group_size), "image")
+
+
+def _image_features(
+    model: XOmniForCausalLM, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, group_size: int
+) -> Tensor:
+    """Hidden states that predict each of `tokens`: [N, T, hidden_size]."""
+    if tokens.dim() != 2 or len(tokens) != len(input_ids) * group_size:
+        raise ValueError(f"tokens must be [{len(input_ids) * group_size}, T], not {list(tokens.shape)}")
     cache = DynamicCache(config=model.config)
     prompt = model.model(input_ids, attention_mask, past_key_values=cache, use_cache=True)
     hidden = prompt.last_hidden_state[:, -1:].repeat_interleave(group_size, 0)
@@ -179,4 +201,4 @@ def _image_logits(
         ids = tokens[:, :-1] + model.config.vocab_size
         rest = model.model(ids, mask, past_key_values=cache, use_cache=True)
         hidden = torch.cat([hidden, rest.last_hidden_state], 1)
-    return model.head(hidden, "image")
+    return hidden

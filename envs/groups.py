@@ -1,0 +1,121 @@
+"""Batches of rollouts cut and joined by whole groups: what replacing some groups by others takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from xomni_rl.envs.rollout import RolloutBatch
+from xomni_rl.rewards.composite import CompositeResult
+
+
+def chosen_groups(batch: RolloutBatch, groups: Sequence[int]) -> RolloutBatch:
+    """Some groups of a batch, in the given order, counted from 0 again; `times` stay those of the whole batch."""
+    size = batch.group_size
+    rows = np.concatenate([np.arange(group * size, (group + 1) * size) for group in groups])
+    picked, index = torch.as_tensor(list(groups), device=batch.tokens.device), torch.as_tensor(rows, device=batch.tokens.device)
+    return replace(
+        batch,
+        prompts=[batch.prompts[row] for row in rows],
+        group=np.repeat(np.arange(len(groups), dtype=np.int64), size),
+        input_ids=batch.input_ids[picked],
+        attention_mask=batch.attention_mask[picked],
+        negative_ids=None if batch.negative_ids is None else batch.negative_ids[picked],
+        negative_mask=None if batch.negative_mask is None else batch.negative_mask[picked],
+        tokens=batch.tokens[index],
+        old_logprobs=batch.old_logprobs[index],
+        entropy=batch.entropy[index],
+        images=batch.images[rows],
+        rewards=_rows(batch.rewards, rows),
+        greedy=None if batch.greedy is None else batch.greedy[rows],
+    )
+
+
+def joined(batches: Sequence[RolloutBatch]) -> RolloutBatch:
+    """One batch from several of one group size, image size and reward; `times` are summed.
+
+    Raises: ValueError if they do not fit together.
+    """
+    first = batches[0]
+    shapes = {(batch.group_size, *batch.images.shape[1:], batch.rewards.names) for batch in batches}
+    if len(shapes) > 1:
+        raise ValueError(f"batches to join must have one group size, image size and reward, not {sorted(shapes)}")
+    starts = np.cumsum([0, *(len(batch.input_ids) for batch in batches)])
+    negatives = [batch.negative_ids for batch in batches if batch.negative_ids is not None]
+    negative_masks = [batch.negative_mask for batch in batches if batch.negative_mask is not None]
+    times: dict[str, float] = {}
+    for batch in batches:
+        for part, seconds in batch.times.items():
+            times[part] = times.get(part, 0.0) + seconds
+    return RolloutBatch(
+        prompts=[prompt for batch in batches for prompt in batch.prompts],
+        group=np.concatenate([batch.group + start for batch, start in zip(batches, starts[:-1], strict=True)]),
+        input_ids=_left_padded([batch.input_ids for batch in batches]),
+        attention_mask=_left_padded([batch.attention_mask for batch in batches]),
+        negative_ids=_left_padded(negatives) if negatives else None,
+        negative_mask=_left_padded(negative_masks) if negative_masks else None,
+        group_size=first.group_size,
+        tokens=torch.cat([batch.tokens for batch in batches]),
+        old_logprobs=torch.cat([batch.old_logprobs for batch in batches]),
+        entropy=torch.cat([batch.entropy for batch in batches]),
+        images=np.concatenate([batch.images for batch in batches]),
+        rewards=_joined_rewards([batch.rewards for batch in batches]),
+        times=times,
+        greedy=np.concatenate([batch.greedy for batch in batches if batch.greedy is not None])
+        if first.greedy is not None
+        else None,
+    )
+
+
+def _left_padded(parts: Sequence[Tensor]) -> Tensor:
+    """Rows [P, L] of several tensors under each other; what is padded is masked, so its id does not matter."""
+    length = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (length - part.shape[1], 0)) for part in parts])
+
+
+def _rows(rewards: CompositeResult, rows: np.ndarray) -> CompositeResult:
+    position = {int(row): index for index, row in enumerate(rows)}
+    return CompositeResult(
+        names=rewards.names,
+        components=rewards.components[rows],
+        normalised=rewards.normalised[rows],
+        weights=rewards.weights,
+        scores=rewards.scores[rows],
+        failed=rewards.failed[rows],
+        details=[rewards.details[row] for row in rows],
+        metrics={name: values[rows] for name, values in rewards.metrics.items()},
+        failures={position[row]: reason for row, reason in rewards.failures.items() if row in position},
+    )
+
+
+def _joined_rewards(parts: Sequence[CompositeResult]) -> CompositeResult:
+    starts = np.cumsum([0, *(len(part.scores) for part in parts)])
+    metrics = dict.fromkeys(name for part in parts for name in part.metrics)
+
+    def stacked(values: Callable[[CompositeResult], Any]) -> np.ndarray:
+        return np.concatenate([values(part) for part in parts])
+
+    return CompositeResult(
+        names=parts[0].names,
+        components=stacked(lambda part: part.components),
+        normalised=stacked(lambda part: part.normalised),
+        weights=parts[0].weights,
+        scores=stacked(lambda part: part.scores),
+        failed=stacked(lambda part: part.failed),
+        details=[detail for part in parts for detail in part.details],
+        metrics={
+            name: stacked(lambda part, name=name: part.metrics.get(name, np.full(len(part.scores), np.nan, np.float32)))  # type: ignore[misc]
+            for name in metrics
+        },
+        failures={
+            row + int(start): reason
+            for part, start in zip(parts, starts[:-1], strict=True)
+            for row, reason in part.failures.items()
+        },
+    )

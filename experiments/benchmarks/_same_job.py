@@ -1,0 +1,76 @@
+"""Did both trainers do the same? Counts must be equal, and our loss and gradient at TRL's tokens must be TRL's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from xomni_rl.experiments.run import load_split, load_stack
+from xomni_rl.policies.algorithms.base import build_algorithm
+from xomni_rl.policies.batches import prompts_of_step
+from xomni_rl.policies.policy import StackPolicy, TokenBatch
+
+COUNTED = ("calls", "prompts", "trainable", "loss", "updates")
+"""[images, tokens] of each rollout, prompts in order, number of trained parameters, kind of loss, optimizer steps."""
+TOLERANCE = {"weights": 1e-6, "loss": 1e-5, "grad_norm": 1e-3}
+"""Relative, but for the loss, which is 0 at the first step but for rounding: advantages of a group sum to 0."""
+
+
+def check_same(done: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, float]:
+    """Compares what both sides say they did.
+
+    Args:
+        done: "ours" and "trl" → `calls`, `prompts`, `trainable`, `loss`, `updates`, `weights` (their norm before training);
+            TRL's also has `first`: tokens, rewards, loss and grad_norm of its first step.
+        config: the job's.
+    Returns: differences at the first step: of the `loss`, and of the `grad_norm` as a share of it.
+    Raises: RuntimeError for the first thing that differs, with both values.
+    """
+    ours, peer = done["ours"], done["trl"]
+    for name in COUNTED:
+        if ours[name] != peer[name]:
+            raise RuntimeError(f"not the same job: {name} are {_short(ours[name])} with us and {_short(peer[name])} with TRL")
+    if abs(ours["weights"] / peer["weights"] - 1) > TOLERANCE["weights"]:
+        raise RuntimeError(f"not the same job: weights of norm {ours['weights']} with us and {peer['weights']} with TRL")
+    first = peer["first"]
+    found = first_step(first["tokens"], first["rewards"], config)
+    differences = {name: abs(found[name] - first[name]) for name in found}
+    differences["grad_norm"] /= first["grad_norm"]
+    for name, difference in differences.items():
+        if not difference <= TOLERANCE[name]:
+            raise RuntimeError(f"not the same job: {name} of the first step is {found[name]} with us and {first[name]} with TRL")
+    return differences
+
+
+def first_step(tokens: list[list[int]], rewards: list[float], config: Mapping[str, Any]) -> dict[str, float]:
+    """Our loss and gradient norm (before clipping) at given tokens of the first step's prompts.
+
+    Args:
+        tokens: N rows of T image tokens, group-major.
+        rewards: N.
+        config: of the job; its initial weights and its algorithm are used.
+    """
+    settings, seed = config["trainer"], int(config["seed"])
+    prompts = prompts_of_step(load_split(config, "train", seed), settings["prompts_per_step"], 1, seed)
+    stack = load_stack(config["model"])
+    policy = StackPolicy(stack)
+    ids, mask = stack.encode_prompts([prompt.text for prompt in prompts])
+    batch = TokenBatch(ids, mask, None, None, torch.tensor(tokens), settings["group_size"])
+    algorithm = build_algorithm(config["algorithm"]["name"], config["algorithm"]["options"])
+    group = np.repeat(np.arange(len(prompts)), settings["group_size"])
+    advantages = algorithm.advantage(np.array(rewards, dtype=np.float32)[:, None], np.ones(1, np.float32), group)
+    logprobs = policy.logprobs(batch)[0]
+    everything = torch.ones_like(logprobs, dtype=torch.bool)
+    loss, _ = algorithm.loss(logprobs, logprobs.detach(), torch.from_numpy(advantages), everything, None)
+    loss.backward()
+    gradients = [parameter.grad for parameter in policy.model.parameters() if parameter.grad is not None]
+    norm = sum(float(gradient.double().square().sum()) for gradient in gradients) ** 0.5
+    return {"loss": float(loss), "grad_norm": norm}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

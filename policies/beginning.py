@@ -1,0 +1,98 @@
+"""How a run begins or goes on: its accelerator and trackers, whether it is the same run, what is taken back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration
+
+from xomni_rl.policies.checkpoint import CheckpointStore
+from xomni_rl.policies.records import RunFolder, write_json
+from xomni_rl.policies.settings import SettingsError, TrainerSettings, changed_settings, check_resumable, flatten
+from xomni_rl.policies.training_state import Progress
+from xomni_rl.registry import unknown_name
+
+
+def make_accelerator(settings: TrainerSettings, folder: RunFolder, device: torch.device) -> Accelerator:
+    """The accelerator of a run: mixed precision, trackers, where they write.
+
+    Raises: SettingsError for an unknown tracker, or several processes.
+    """
+    known = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in settings.trackers:
+        if tracker not in known:
+            raise SettingsError(unknown_name("or uninstalled tracker in trainer.trackers,", tracker, known))
+    logs = folder.path / "tensorboard"
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=settings.mixed_precision,
+        log_with=list(settings.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(folder.path), logging_dir=str(logs)),
+    )
+    if accelerator.num_processes > 1:
+        raise SettingsError(f"training runs in one process, but {accelerator.num_processes} were started")
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, config: Mapping[str, Any], step: int | None) -> None:
+    """Starts the trackers; `step` is the one a run goes on from, None = a new run."""
+    values = flatten(config).items()
+    flat = {name: value if isinstance(value, int | float | str) else str(value) for name, value in values}
+    options = {} if step is None else {"tensorboard": {"purge_step": step + 1}}
+    accelerator.init_trackers("xomni-rl", flat if step is None else None, init_kwargs=options)
+
+
+def check_same_run(folder: RunFolder, now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Settings that changed since the run began; sets the number of threads it had.
+
+    Args:
+        folder: of the run.
+        now: the manifest as it would be written now.
+    Raises: SettingsError for a setting that must not change, or other weights or prompts.
+    """
+    if not folder.manifest.exists():
+        return {}
+    before = json.loads(folder.manifest.read_text(encoding="utf-8"))
+    torch.set_num_threads(int(before["torch_threads"]))  # sums over threads depend on their number
+    changes = changed_settings(before["config"], json.loads(json.dumps(now["config"], default=str)))
+    check_resumable(changes)
+    for what in ("weights", "prompts"):
+        if before[what] != now[what]:
+            differing = [name for name in now[what] if before[what].get(name) != now[what][name]]
+            raise SettingsError(
+                f"the {what} ({', '.join(differing)}) are not those that {folder.path} was begun with: "
+                f"restore them, or start another run with run=FOLDER"
+            )
+    return changes
+
+
+def take_back(
+    folder: RunFolder, store: CheckpointStore, progress: Progress, *, begun: bool, changes: Mapping[str, list[Any]]
+) -> None:
+    """Removes everything written after the checkpoint that a run goes on from, and notes the resume in the manifest.
+
+    Args:
+        folder, store: of the run.
+        progress: as the checkpoint has it; a limit that stopped it and was changed stops it no more.
+        begun: whether there is a checkpoint; without one all is taken back.
+        changes: settings that changed, see `check_same_run`.
+    """
+    step = progress.step if begun else -1
+    store.clean(keep_until=max(step, 0))
+    folder.truncate(step)
+    if begun:
+        store.point("last", step)
+        store.point("best", int(progress.heldout.get("best", {}).get("step", -1)))
+    if any(name.startswith("trainer.alarms.") for name in changes):
+        progress.stopped = None
+    if folder.manifest.exists():
+        manifest = json.loads(folder.manifest.read_text(encoding="utf-8"))
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        manifest["resumes"].append({"time": when, "step": max(step, 0), "changed": dict(changes)})
+        write_json(folder.manifest, manifest)
