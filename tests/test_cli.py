@@ -24,7 +24,7 @@ from xomni_rl.prompts import load_prompts
 from xomni_rl.stack.stack import Stack
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["train", "generate", "chat", "score", "pretrain", "bench", "audit", "list", "doctor"]
+COMMANDS = ["train", "ablate", "compare", "generate", "chat", "score", "pretrain", "bench", "audit", "list", "doctor"]
 
 
 def invoke(*arguments: str, stdin: str | None = None) -> Result:

@@ -56,6 +56,8 @@ def commands(
 
     • xomni-rl train algorithm=dr_grpo seed=1 trainer.steps=50 run=runs/mine
 
+    • xomni-rl ablate algorithm=grpo,dr_grpo seed=0,1,2 run=runs/ablation
+
     • xomni-rl generate 'a red sign that says "K7AX"' --stack runs/mine --out pictures
 
     • xomni-rl score pictures --reward ocr

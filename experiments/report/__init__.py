@@ -1,4 +1,4 @@
-"""The page a run leaves behind, and the tables and pictures made from several runs."""
+"""The page a run leaves behind, and the README's picture."""
 
 from xomni_rl.experiments.report.data import ReportError
 from xomni_rl.experiments.report.page import build_report

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from xomni_rl.experiments.ablation.comparison import compare
+from xomni_rl.experiments.ablation.tables import markdown
 from xomni_rl.experiments.report.provenance import provenance, warnings
-from xomni_rl.experiments.report.results import main
 
 WriteRun = Callable[..., Path]
 
@@ -62,9 +63,12 @@ def test_other_or_changed_code_is_named(tmp_path: Path, commits: tuple[str, str]
     assert commits[0] in warning
 
 
-def test_table_file_holds_runs_and_warnings(write_run: WriteRun, tmp_path: Path) -> None:
-    folders = [write_run(f"seed{seed}", seed=seed) for seed in range(2)]
-    assert main([*map(str, folders), "--out", str(tmp_path / "table")]) == 0
-    text = (tmp_path / "table.md").read_text()
-    assert "- all seeds: `seed1` (seed 1" in text
-    assert "**Beware:** the runs were made by a changed checkout" in text
+def test_runs_of_several_folders_are_named_from_the_one_they_are_in(tmp_path: Path) -> None:
+    groups = {name: [write_first(tmp_path / name / "0", [[1]], [0.0])] for name in ("a", "b,c=1")}
+    assert [line.partition(" (")[0] for line in provenance(groups)] == ["- a: `a/0`", "- b,c=1: `b,c=1/0`"]
+
+
+def test_table_of_runs_names_them_and_warns(write_run: WriteRun) -> None:
+    text = markdown(compare({"grpo": [write_run(f"seed{seed}", seed=seed) for seed in range(2)]}))
+    assert "- grpo: `seed1` (seed 1" in text
+    assert "**Unfair:** the runs were made by a changed checkout" in text
