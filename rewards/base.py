@@ -5,11 +5,13 @@ the indices of the samples; it never becomes a score. A reward that cannot work 
 """
 
 import inspect
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from types import UnionType
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from PIL import Image
@@ -223,6 +225,7 @@ def build_reward(name: str, **options: Any) -> Reward:
     if not callable(entry):
         raise ValueError(f'reward "{name}" is neither a Reward class nor a function but {type(entry).__name__}')
     _check_options(name, entry, options, skip=0 if is_class else 2)
+    _check_types(name, entry, options)
     if is_class:
         made: Reward = entry(**options)
         return made
@@ -238,6 +241,47 @@ def _check_options(name: str, entry: Callable[..., Any], options: Mapping[str, A
     for option in options:
         if option not in known:
             raise ValueError(unknown_name(f'option of reward "{name}"', option, known))
+
+
+def _check_types(name: str, entry: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raises ValueError for an option of another kind than the entry's annotation says, as far as that is plain."""
+    try:
+        hints = get_type_hints(entry.__init__ if isinstance(entry, type) else entry)
+    except (NameError, TypeError, AttributeError):  # of a user's function, whose annotations may be anything
+        return
+    for option, value in options.items():
+        allowed = _alternatives(hints.get(option, Any))
+        if not any(_is_kind(value, each) for each in allowed):
+            kinds = " or ".join(_KINDS[each] for each in allowed)
+            raise ValueError(f'option {option} of reward "{name}" must be {kinds}, got {value!r}')
+
+
+_KINDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Mapping: "a mapping",
+    Sequence: "a list",
+    type(None): "null",
+}
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """The kinds that an annotation allows; [Any] if one of them is not among `_KINDS`."""
+    union = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [get_origin(each) or each for each in union]
+    return kinds if all(kind in _KINDS for kind in kinds) else [Any]
+
+
+def _is_kind(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return True
+    if kind is str:
+        return isinstance(value, str | os.PathLike)
+    if kind in (int, float):
+        return not isinstance(value, bool) and isinstance(value, int if kind is int else int | float)
+    return isinstance(value, kind) and not (kind is Sequence and isinstance(value, str))
 
 
 def check_lengths(count: int, prompts: Sequence[Prompt]) -> None:

@@ -233,13 +233,16 @@ def build_composite(config: Mapping[str, Any]) -> CompositeReward:
     components = config.get("components") or {}
     if not isinstance(components, Mapping):
         raise ValueError(f"components must map names to rewards, got {components!r}")
+    gates = config.get("gates") or {}
+    if not isinstance(gates, Mapping):
+        raise ValueError(f'gates must map components to rules such as "clip > 0.2", got {gates!r}')
     concurrency = config.get("concurrency")
     if concurrency is not None and type(concurrency) is not int:
         raise ValueError(f"concurrency must be a whole number of at least 1, or null, got {concurrency!r}")
     return CompositeReward(
         parts=[_build_component(str(name), entry or {}) for name, entry in components.items()],
         normalisation=config.get("normalisation") or "none",
-        gates=[parse_gate(str(name), str(rule)) for name, rule in (config.get("gates") or {}).items()],
+        gates=[parse_gate(str(name), str(rule)) for name, rule in gates.items()],
         on_failure=config.get("on_failure") or "stop",
         concurrency=concurrency,
     )
@@ -249,16 +252,17 @@ def _build_component(name: str, entry: Mapping[str, Any]) -> Component:
     if not isinstance(entry, Mapping):
         raise ValueError(f'component "{name}" must have the keys reward, weight, options, got {entry!r}')
     _check_keys(f'key of component "{name}"', entry, COMPONENT_KEYS)
-    schedule, when = entry.get("schedule"), entry.get("when")
+    schedule, when, options = entry.get("schedule"), entry.get("when"), entry.get("options") or {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f'options of component "{name}" must map names to values, got {options!r}')
     try:
         made_schedule = None if schedule is None else Schedule.parse(schedule)
         made_route = None if when is None else Route(str(when))
     except ValueError as error:
         raise ValueError(f'component "{name}": {error}') from error
-    options = {str(key): value for key, value in (entry.get("options") or {}).items()}
     return Component(
         name,
-        build_reward(str(entry.get("reward") or name), **options),
+        build_reward(str(entry.get("reward") or name), **{str(key): value for key, value in options.items()}),
         _number(name, "weight", entry.get("weight", 1.0)),
         normalisation=entry.get("normalisation"),
         cap=None if entry.get("cap") is None else _number(name, "cap", entry["cap"]),

@@ -149,7 +149,7 @@ def _checked_urls(url: str | None, urls: Sequence[str]) -> tuple[str, ...]:
     """The addresses without a slash at the end. Raises: ValueError if there is none, or one is no http(s) address."""
     if isinstance(urls, str):
         raise ValueError(f"urls must be a list of addresses, got {urls!r}; one alone is the option url")
-    addresses = tuple(each.rstrip("/") for each in ([url] if url else []) + list(urls))
+    addresses = tuple(str(each).rstrip("/") for each in ([url] if url else []) + list(urls))
     if not addresses:
         raise ValueError('reward "remote" needs the address of a server: url=http://HOST:PORT')
     for each in addresses:

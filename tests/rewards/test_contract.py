@@ -3,8 +3,10 @@
 import copy
 import pickle
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -232,6 +234,52 @@ def test_attributes_are_declared(reward: Reward) -> None:
     assert reward.version
     assert reward.cost
     assert reward.floor in (low, high)
+
+
+def with_kinds(images: object, prompts: object, count: int = 1, share: float | None = None, names: Sequence[str] = ()) -> Any:
+    """A plain function with annotated options."""
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"count": "2"}, "option count of .* must be a whole number, got '2'"),
+        ({"count": 2.5}, "must be a whole number, got 2.5"),
+        ({"count": True}, "must be a whole number, got True"),
+        ({"share": "half"}, "option share of .* must be a number or null, got 'half'"),
+        ({"names": "one"}, "option names of .* must be a list, got 'one'"),
+    ],
+)
+def test_option_of_another_kind_is_refused_with_what_it_must_be(options: dict[str, Any], kind: str) -> None:
+    with pytest.raises(ValueError, match=kind):
+        build_reward(f"{__name__}:with_kinds", **options)
+
+
+def test_options_of_the_right_kind_and_unknown_annotations_are_let_through(tmp_path: Path) -> None:
+    build_reward(f"{__name__}:with_kinds", count=2, share=1, names=["a"])
+    build_reward("clip", model=tmp_path)  # a path is text too
+    (tmp_path / "annotated.py").write_text("def f(images, prompts, a: 'NoSuchType' = 1, b: dict = None):\n    return []\n")
+    build_reward(f"{tmp_path}/annotated.py:f", a="x", b=[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kind"),
+    [
+        ("ocr", {"workers": "2"}, "a whole number or null"),
+        ("ocr", {"min_confidence": "high"}, "a number or null"),
+        ("ocr", {"ignore_case": "no"}, "true or false"),
+        ("ocr", {"engine_options": ["device"]}, "a mapping or null"),
+        ("rules", {"threshold": "0.5"}, "a number"),
+        ("pickscore", {"weights": 3}, "text or null"),
+        ("hpsv2", {"offload": "yes"}, "true or false"),
+        ("vlm_alignment", {"judge_prompt": 3}, "text or null"),
+        ("unified_reward", {"max_new_tokens": "128"}, "a whole number"),
+    ],
+)
+def test_yaml_of_another_kind_is_refused_by_every_reward(name: str, options: dict[str, Any], kind: str) -> None:
+    [option] = options
+    with pytest.raises(ValueError, match=rf'option {option} of reward "{name}" must be {kind}, got '):
+        build_reward(name, **options)
 
 
 def test_result_of_wrong_length_raises() -> None:

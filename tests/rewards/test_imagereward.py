@@ -298,7 +298,7 @@ def test_files_are_checkpoint_and_tokenizer(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"dtype": "int8"}, 'unknown dtype "int8"'), ({"batch_size": -1}, "batch_size must be a whole number of at least 1, got -1")],
+    [({"dtype": "int8"}, 'unknown dtype "int8"'), ({"batch_size": -1}, "must be a whole number of at least 1, got -1")],
 )
 def test_bad_option_raises(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -222,7 +222,7 @@ def test_files_are_weights_configuration_and_tokenizer(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"dtype": "float8"}, 'unknown dtype "float8"'), ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0")],
+    [({"dtype": "float8"}, 'unknown dtype "float8"'), ({"batch_size": 0}, "must be a whole number of at least 1, got 0")],
 )
 def test_bad_option_raises(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
