@@ -75,7 +75,7 @@ def train(
     Raises: SettingsError, AlgorithmError, RunFolderError, CheckpointError for what a person must put right; TrainingError
         for a loss or gradient that is not finite (the batch is saved); RewardError as the reward raises it.
     """
-    kind = Trainer
+    kind: type[Trainer] = Trainer
     if TrainerSettings.from_config(config).engine == "trl":
         from xomni_rl.policies import trl_engine  # heavy, and an extra
 

@@ -88,14 +88,10 @@ class TRLTrainer(Trainer):
 
 @dataclass
 class Step:
-    """A training step on its way: what was rolled out, and what its optimizer steps have measured so far.
+    """A training step on its way: what was rolled out, micro-batches to come, what was measured so far.
 
-    Attributes:
-        number: from 1.
-        batch, experience, metrics: as in `Trainer`.
-        began: when the update began, of `time.perf_counter`.
-        queue: micro-batches to come.
-        parts, done: kept rollouts and metrics of each micro-batch of the optimizer step under way, and of each optimizer step.
+    `parts` has kept rollouts and metrics of each micro-batch of the optimizer step under way, `done` of each optimizer step;
+    `began` is when the update began, of `time.perf_counter`; the rest is as in `Trainer`.
     """
 
     number: int
@@ -108,7 +104,7 @@ class Step:
     done: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
 
-class Engine(GRPOTrainer):  # type: ignore[misc]  # TRL is not typed
+class Engine(GRPOTrainer):
     """TRL's trainer around a run of ours."""
 
     def __init__(self, run: TRLTrainer) -> None:
@@ -208,7 +204,7 @@ class Engine(GRPOTrainer):  # type: ignore[misc]  # TRL is not typed
         }
 
     def _micro_batches(self, output: Mapping[str, Tensor]) -> Iterator[dict[str, Any]]:
-        """Inputs of TRL's loss: epochs × mini-batches × `accumulation` micro-batches, cut as the native engine cuts them."""
+        """Inputs of TRL's loss: epochs × mini-batches × accumulation, cut as the native engine cuts them."""
         settings, experience = self.run.settings, self.step.experience
         rng = np.random.default_rng([settings.seed, self.step.number])
         for _ in range(settings.epochs):
@@ -306,7 +302,7 @@ class Engine(GRPOTrainer):  # type: ignore[misc]  # TRL is not typed
         """Training calls nobody."""
 
 
-class _StepEnd(TrainerCallback):  # type: ignore[misc]  # transformers' is not typed
+class _StepEnd(TrainerCallback):
     """Tells the engine of every optimizer step."""
 
     def __init__(self, engine: Engine) -> None:
@@ -323,8 +319,6 @@ class _NothingLeft(Exception):  # noqa: N818 - no error: steps that teach nothin
 def batch_options(settings: TrainerSettings) -> dict[str, Any]:
     """GRPOConfig's options for the sizes of a step. Raises: SettingsError for sizes that TRL cannot take."""
     pieces = settings.minibatches * settings.accumulation
-    if settings.group_size < 2:
-        raise _refused("trainer.group_size 1")
     if settings.prompts_per_step % pieces:
         raise _refused(f"{settings.prompts_per_step} prompts in {pieces} equal micro-batches (minibatches · accumulation)")
     if settings.mixed_precision == "fp16":

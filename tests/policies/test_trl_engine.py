@@ -78,12 +78,12 @@ def with_reward(function: str, **more: Any) -> dict[str, Any]:
 
 
 def assert_same_figures(native: list[dict[str, Any]], trl: list[dict[str, Any]]) -> None:
-    """Rows of metrics.jsonl: the same names, and numbers to float32's rounding; a loss is a difference of larger numbers."""
+    """Rows of metrics.jsonl: the same names, and numbers to the rounding of advantages in float32, where TRL makes them."""
     assert len(native) == len(trl)
     for ours, theirs in zip(native, trl, strict=True):
         assert ours.keys() == theirs.keys()
         for name in set(ours) - {"time", "ratio_max_deviation", "logprob_max_delta"}:  # these are rounding themselves
-            assert theirs[name] == pytest.approx(ours[name], rel=1e-4, abs=1e-5), name
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-4, abs=1e-4), name
 
 
 # one full first step
@@ -106,17 +106,17 @@ def first_step(config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Ten
     return gradients, {name: value.detach() for name, value in model.named_parameters()}
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo"])
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "dapo", "gspo", "gdpo", "cispo", "sapo"])
 def test_first_step_of_both_engines_has_the_same_gradient_and_weights(algorithm: str, tmp_path: Path) -> None:
     made = {}
     for engine in ENGINES:
         overrides = [f"run={tmp_path / engine}", f"algorithm={algorithm}", "prompts.heldout_count=0", "trainer.steps=1"]
-        config = compose([*overrides, f"trainer.engine={engine}", "trainer.prompts_per_step=4", "trainer.trackers=[]"])
+        config = compose([*overrides, f"trainer.engine={engine}", "trainer.prompts_per_step=2", "trainer.trackers=[]"])
         made[engine] = first_step(plain_config(config))
-    for (native, trl), tolerance in zip(zip(made["native"], made["trl"], strict=True), (1e-6, 1e-6), strict=True):
+    for native, trl in zip(made["native"], made["trl"], strict=True):
         assert native.keys() == trl.keys()
         for name, value in native.items():
-            torch.testing.assert_close(trl[name], value, rtol=0, atol=tolerance)
+            torch.testing.assert_close(trl[name], value, rtol=0, atol=1e-6)
     assert sum(float(value.square().sum()) for value in made["native"][0].values()) > 1e-4  # there is a gradient
 
 
@@ -127,12 +127,16 @@ def test_first_step_of_both_engines_has_the_same_gradient_and_weights(algorithm:
     "changes",
     [
         {},
-        {"algorithm__options": {"kl_coef": 0.05, "aggregation": "sequence_mean"}, "trainer__max_grad_norm": None},
-        {"algorithm__options": {"clip_low": 1e-3, "clip_high": 2e-3}, "trainer__epochs": 2, "trainer__minibatches": 2},
+        {
+            "algorithm__options": {"kl_coef": 0.05, "reference": "ema", "aggregation": "sequence_mean"},
+            "trainer__max_grad_norm": None,
+        },
+        {"algorithm__options": {"entropy_coef": 0.01, "resample_rounds": 1}},
+        {"trainer__epochs": 2, "trainer__minibatches": 2},
         {"algorithm__name": "dr_grpo", "trainer__prompts_per_step": 4, "trainer__minibatches": 2, "trainer__accumulation": 2},
         {"algorithm__options": {"filter": "drop_zero_variance"}, "reward": with_reward("failing_on_first", on_failure="drop")},
     ],
-    ids=["plain", "kl", "epochs", "accumulation", "dropped"],
+    ids=["plain", "kl", "entropy", "epochs", "accumulation", "dropped"],
 )
 def test_runs_of_both_engines_have_the_same_figures(both, changes: dict[str, Any]) -> None:
     made = both(trainer__learning_rate=1e-5, **changes)
@@ -176,8 +180,8 @@ def test_constant_reward_skips_every_update(both) -> None:
 
 def test_several_scheduled_rewards_count_as_in_the_native_engine(both) -> None:
     red, other = (with_reward(name)["components"]["red"] for name in ("redness", "noisy_redness"))
-    schedule = {"kind": "linear", "start": 0.0, "end": 1.0, "steps": 3}
-    reward = {"components": {"red": red | {"schedule": schedule}, "noise": other | {"weight": -0.5}}, "normalisation": "group"}
+    scheduled = red | {"schedule": {1: 0.0, 3: 1.0}}
+    reward = {"components": {"red": scheduled, "noise": other | {"weight": -0.5}}, "normalisation": "group"}
     made = both(reward=reward, trainer__learning_rate=1e-5)
     assert_same_figures(made["native"][1], made["trl"][1])
 
@@ -206,6 +210,24 @@ def test_number_that_is_not_finite_stops_with_the_batch_saved(
         run(config, Poisoned(stack, gradient_only))
     assert (Path(config["run"]) / "nonfinite" / "step_000002" / "batch.safetensors").exists()
     assert all(torch.isfinite(parameter).all() for parameter in stack.model.parameters())
+
+
+def test_number_that_is_not_finite_goes_back_to_a_checkpoint_if_asked_to(run, stack: Stack, changed: Change) -> None:
+    config = changed(trainer__engine="trl", trainer__alarms={"nonfinite_action": "rollback"})
+    summary = run(config, Poisoned(stack, gradient_only=True))  # at step 2; its repetition is not poisoned
+    assert (summary.status, summary.steps) == ("finished", 3)
+    rows = read_rows(summary.folder / "metrics.jsonl")
+    # half the rate from step 2 on; warm-up takes two steps: 3e-4 · 1/2, 3e-4 · 2/2 · 1/2, 3e-4 · 1/2
+    assert [row["learning_rate"] for row in rows[1:]] == pytest.approx([1.5e-4, 1.5e-4, 1.5e-4])
+
+
+def test_divergence_goes_back_to_a_checkpoint_until_it_is_too_often(run, changed: Change) -> None:
+    limits = {"kl_limit": 1e-4, "kl_action": "rollback", "max_rollbacks": 2}
+    more = {"trainer__learning_rate": 1e-1, "trainer__steps": 20, "algorithm__options": {"kl_coef": 1e-6}}
+    summary = run(changed(trainer__engine="trl", trainer__alarms=limits, **more))
+    assert summary.status.startswith("stopped: kl_limit")
+    assert "rolled back 2 times" in summary.status
+    assert summary.steps < 20
 
 
 # going on
@@ -293,7 +315,6 @@ def test_option_that_trl_lacks_is_refused_with_the_engine_that_has_it(options: d
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
-        ({"group_size": 1}, "group_size 1"),
         ({"prompts_per_step": 6, "minibatches": 4}, "6 prompts in 4"),
         ({"mixed_precision": "fp16"}, "fp16"),
     ],
@@ -304,8 +325,8 @@ def test_size_that_trl_cannot_take_is_refused(settings: dict[str, Any], part: st
 
 
 def test_refusal_leaves_no_folder(run, changed: Change) -> None:
-    config = changed(trainer__engine="trl", trainer__group_size=1)
-    with pytest.raises(SettingsError, match="group_size 1"):
+    config = changed(trainer__engine="trl", algorithm__name="rloo")
+    with pytest.raises(SettingsError, match=r"rloo's advantages.*trainer\.engine=native"):
         run(config)
     assert not Path(config["run"]).exists()
 
