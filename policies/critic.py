@@ -31,9 +31,10 @@ class Critic(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
-        nn.init.zeros_(self.head[3].weight)
-        nn.init.zeros_(self.head[3].bias)
+            last = nn.Linear(width, 1)
+            self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         self.epochs = epochs
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=learning_rate, weight_decay=0.0)
 

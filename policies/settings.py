@@ -250,8 +250,10 @@ def _require(name: str, value: object, *, minimum: float, whole: bool = False) -
         raise SettingsError(f"trainer.{name} must be {kind} of {minimum:g} or more, not {value!r}")
 
 
-FROZEN = ("seed", "model.path", "model.dtype", "prompts", "algorithm.name", "trainer.engine")
-FROZEN += ("trainer.prompts_per_step", "trainer.group_size")
+FROZEN = (
+    *("seed", "model.path", "model.dtype", "model.lora", "prompts", "algorithm.name"),
+    *("trainer.engine", "trainer.prompts_per_step", "trainer.group_size"),
+)
 """Settings that a run keeps to its end: with others it would be another run."""
 
 
