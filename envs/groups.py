@@ -38,7 +38,9 @@ def chosen_groups(batch: RolloutBatch, groups: Sequence[int]) -> RolloutBatch:
 
 
 def joined(batches: Sequence[RolloutBatch]) -> RolloutBatch:
-    """One batch from several of one group size, image size and reward; `times` are summed.
+    """One batch from several of one group size, image size and reward, all or none guided, all or none with `greedy`.
+
+    `times` are summed. Normalised scores stay as they are: those of a batch-wide normalisation belong to the part they came in.
 
     Raises: ValueError if they do not fit together.
     """
@@ -46,6 +48,12 @@ def joined(batches: Sequence[RolloutBatch]) -> RolloutBatch:
     shapes = {(batch.group_size, *batch.images.shape[1:], batch.rewards.names) for batch in batches}
     if len(shapes) > 1:
         raise ValueError(f"batches to join must have one group size, image size and reward, not {sorted(shapes)}")
+    for what, there in (
+        ("guided", [b.negative_ids is not None for b in batches]),
+        ("greedy", [b.greedy is not None for b in batches]),
+    ):
+        if any(there) and not all(there):
+            raise ValueError(f"of batches to join all or none must be {what}, but {sum(there)} of {len(there)} are")
     starts = np.cumsum([0, *(len(batch.input_ids) for batch in batches)])
     negatives = [batch.negative_ids for batch in batches if batch.negative_ids is not None]
     negative_masks = [batch.negative_mask for batch in batches if batch.negative_mask is not None]
