@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -49,6 +50,8 @@ def generate(
     top_p: Annotated[float, typer.Option(max=1.0, help="Only the likeliest tokens that make up this share.")] = 1.0,
     min_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Only tokens this likely against the likeliest.")] = 0.0,
     cfg_scale: Annotated[float, typer.Option(min=0.0, help="Classifier-free guidance; 1 = none.")] = 1.0,
+    best_of: Annotated[int, typer.Option(min=1, help="Draw so many for each image and keep what --reward likes best.")] = 1,
+    reward: Annotated[str, typer.Option(help="For --best-of: as in xomni-rl train.")] = "ocr",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
 ) -> None:
     """Draw images from prompts.
@@ -60,6 +63,8 @@ def generate(
     • xomni-rl generate 'a red sign that says "K7AX"' --count 8 --out pictures
 
     • xomni-rl generate --prompts prompts.jsonl --stack runs/seed1 --temperature 0.8
+
+    • xomni-rl generate 'a red sign that says "K7AX"' --best-of 8 --reward ocr
 
     • xomni-rl score pictures --reward ocr
     """
@@ -75,7 +80,8 @@ def generate(
     for prompt in requested:
         loaded.grid(pixels or prompt.size)  # every size is checked before the first image is drawn
     out.mkdir(parents=True, exist_ok=True)
-    for prompt, image in _images(loaded, requested, pixels, count, seed, sampling):
+    images = _images if best_of == 1 else partial(_best_images, best_of, reward)
+    for prompt, image in images(loaded, requested, pixels, count, seed, sampling):
         name = names[len(drawn)]
         _save_png(image, out / f"{name}.png")
         drawn.append((replace(prompt, id=name), image))
@@ -203,20 +209,46 @@ def _images(
     seed: int,
     sampling: SamplingConfig,
 ) -> Iterator[tuple[Prompt, np.ndarray]]:
-    """(prompt, image), prompt by prompt; neighbours of one size are drawn together, with a bar at a terminal."""
+    """(prompt, image), prompt by prompt."""
+    for batch in _batches(prompts, BATCH // count):
+        made = stack.generate(batch, size=size or batch[0].size, group_size=count, seed=seed, sampling=sampling)
+        yield from zip([prompt for prompt in batch for _ in range(count)], made.images, strict=True)
+
+
+def _best_images(
+    best_of: int,
+    reward: str,
+    stack: Stack,
+    prompts: Sequence[Prompt],
+    size: tuple[int, int] | None,
+    count: int,
+    seed: int,
+    sampling: SamplingConfig,
+) -> Iterator[tuple[Prompt, np.ndarray]]:
+    """(prompt, image), prompt by prompt, each image the best of `best_of` by a reward."""
+    from xomni_rl.config import reward_config
+    from xomni_rl.policies.best_of_n import best_images
+    from xomni_rl.rewards.composite import build_composite
+
+    judge = build_composite(reward_config(reward))
+    for batch in _batches(prompts, BATCH // (count * best_of)):
+        repeated = [prompt for prompt in batch for _ in range(count)]
+        found = best_images(stack, repeated, judge, best_of, seed=seed, sampling=sampling, size=size or batch[0].size)
+        yield from zip(repeated, found.images, strict=True)
+
+
+def _batches(prompts: Sequence[Prompt], per_batch: int) -> Iterator[list[Prompt]]:
+    """Neighbours of one size, at most `per_batch` (but at least one) at a time, with a bar at a terminal."""
     from rich.console import Console
     from rich.progress import track
 
-    per_batch = max(1, BATCH // count)
     batches: list[list[Prompt]] = []
     for prompt in prompts:
-        if not batches or len(batches[-1]) == per_batch or batches[-1][0].size != prompt.size:
+        if not batches or len(batches[-1]) >= max(1, per_batch) or batches[-1][0].size != prompt.size:
             batches.append([])
         batches[-1].append(prompt)
     console = Console(stderr=True)
-    for batch in track(batches, "drawing", console=console, transient=True, disable=not console.is_terminal):
-        made = stack.generate(batch, size=size or batch[0].size, group_size=count, seed=seed, sampling=sampling)
-        yield from zip([prompt for prompt in batch for _ in range(count)], made.images, strict=True)
+    yield from track(batches, "drawing", console=console, transient=True, disable=not console.is_terminal)
 
 
 def _check_folder(out: Path, names: Sequence[str]) -> None:
