@@ -5,13 +5,12 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from conftest import composite
 
 from xomni_rl.envs.groups import chosen_groups, joined
 from xomni_rl.envs.rollout import RolloutBatch, rollout
 from xomni_rl.policies.policy import StackPolicy, TokenBatch
 from xomni_rl.prompts import Prompt
-from xomni_rl.rewards.composite import CompositeResult, CompositeReward
+from xomni_rl.rewards.composite import CompositeResult, CompositeReward, build_composite
 from xomni_rl.stack.sampler import SamplingConfig
 from xomni_rl.stack.stack import Stack
 
@@ -39,7 +38,8 @@ def assert_equal(one: RolloutBatch, other: RolloutBatch) -> None:
 @pytest.fixture(params=[PLAIN, GUIDED], ids=["plain", "guided"])
 def batch(request: pytest.FixtureRequest, stack: Stack, prompts: list[Prompt]) -> RolloutBatch:
     """Five prompts of different lengths, of which one fails, with two rollouts each, and greedy scores."""
-    reward = composite("failing_on_blue", on_failure="drop")
+    components = {"red": {"reward": "picture_rewards:failing_on_blue"}}
+    reward = build_composite({"components": components, "on_failure": "drop"})
     made = rollout(stack, prompts, reward, group_size=2, seed=0, sampling=request.param, size=SIZE)
     return replace(made, greedy=np.arange(10, dtype=np.float32)[:, None])
 

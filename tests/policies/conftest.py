@@ -1,15 +1,22 @@
 """What the trainer's tests share: tiny pictures, cheap rewards, a configuration of three steps."""
 
 import copy
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
+from rich.console import Console
 from torch import Tensor
 
 from xomni_rl.envs.rollout import RolloutBatch, rollout
+from xomni_rl.experiments.run import load_split
+from xomni_rl.policies.policy import StackPolicy
+from xomni_rl.policies.settings import TrainerSettings
+from xomni_rl.policies.trainer import TrainSummary, train
 from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.composite import CompositeReward, build_composite
 from xomni_rl.stack.stack import Stack
@@ -35,6 +42,26 @@ def stack(one_stack: tuple[Stack, dict[str, Tensor]]) -> Stack:
     stack, weights = one_stack
     stack.model.load_state_dict(weights)
     return stack
+
+
+@pytest.fixture
+def run(stack: Stack) -> Callable[..., TrainSummary]:
+    """run(config): trains the tiny stack from its starting weights; console output goes to `console` if given."""
+    weights = {name: value.clone() for name, value in stack.model.state_dict().items()}
+
+    def start(config: dict[str, Any], policy: StackPolicy | None = None, console: Console | None = None) -> TrainSummary:
+        stack.model.load_state_dict(weights)
+        AcceleratorState._reset_state()  # it is shared by a process, and tests differ in mixed precision
+        return train(
+            config,
+            policy=policy or StackPolicy(stack, TrainerSettings.from_config(config).sampling),
+            reward=build_composite(config["reward"]),
+            train_prompts=load_split(config, "train", 0),
+            heldout_prompts=load_split(config, "heldout", 0),
+            console=console or Console(file=io.StringIO()),
+        )
+
+    return start
 
 
 @pytest.fixture

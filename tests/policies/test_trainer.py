@@ -16,48 +16,18 @@ from accelerate.state import AcceleratorState
 from rich.console import Console
 from safetensors.torch import load_file
 
-from xomni_rl.experiments.run import load_split
+from tests.policies.small_runs import rows, with_reward
 from xomni_rl.policies.batches import check_prompts, prompts_of_step, stream_seed
 from xomni_rl.policies.checkpoint import CheckpointError
 from xomni_rl.policies.policy import StackPolicy
 from xomni_rl.policies.records import RunFolderError, read_rows
-from xomni_rl.policies.settings import SettingsError, TrainerSettings
-from xomni_rl.policies.trainer import TrainingError, TrainSummary, train
+from xomni_rl.policies.settings import SettingsError
+from xomni_rl.policies.trainer import TrainingError
 from xomni_rl.policies.update import learning_rate_share
 from xomni_rl.prompts import Prompt
-from xomni_rl.rewards.composite import build_composite
 from xomni_rl.stack.stack import Stack
 
 Change = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def run(stack: Stack) -> Callable[..., TrainSummary]:
-    """run(config): trains the tiny stack from its starting weights; console output goes to `console` if given."""
-    weights = {name: value.clone() for name, value in stack.model.state_dict().items()}
-
-    def start(config: dict[str, Any], policy: StackPolicy | None = None, console: Console | None = None) -> TrainSummary:
-        stack.model.load_state_dict(weights)
-        AcceleratorState._reset_state()  # it is shared by a process, and tests differ in mixed precision
-        return train(
-            config,
-            policy=policy or StackPolicy(stack, TrainerSettings.from_config(config).sampling),
-            reward=build_composite(config["reward"]),
-            train_prompts=load_split(config, "train", 0),
-            heldout_prompts=load_split(config, "heldout", 0),
-            console=console or Console(file=io.StringIO()),
-        )
-
-    return start
-
-
-def rows(config: dict[str, Any]) -> list[dict[str, Any]]:
-    return read_rows(Path(config["run"]) / "metrics.jsonl")
-
-
-def with_reward(config: dict[str, Any], function: str, **more: Any) -> dict[str, Any]:
-    file = config["reward"]["components"]["red"]["reward"].rpartition(":")[0]
-    return config | {"reward": {"components": {"red": {"reward": f"{file}:{function}"}}, **more}}
 
 
 def test_run_writes_everything_its_folder_promises(run, config: dict[str, Any]) -> None:
@@ -205,8 +175,8 @@ class Poisoned(StackPolicy):
         super().__init__(stack)
         self.calls, self.call, self.gradient_only = 0, call, gradient_only
 
-    def logprobs(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        logprobs, entropy = super().logprobs(batch)
+    def logprobs(self, batch: Any, *, with_entropy: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logprobs, entropy = super().logprobs(batch, with_entropy=with_entropy)
         self.calls += 1
         if self.calls == self.call and self.gradient_only:
             logprobs.register_hook(lambda gradient: gradient * math.nan)
