@@ -38,7 +38,7 @@ def measure(count: int = 64, repeats: int = 5, seed: int = 0) -> dict[str, Any]:
     Returns: `ratio` (all at a time / the slowest alone), `sequential_ratio` (one after another / the slowest alone),
         `core_bound` (CPU seconds of all / cores / the slowest alone: no scheduling can do better than the larger of it and 1),
         `over_bound` (`ratio` / that larger one), `cpu_inflation` (CPU seconds of all at a time / in turn: what cores that
-        share caches and units take from each other), `cores`, `seconds` and `cpu_seconds` by component, `memory_mib` (the
+        share caches and units take from each other), `cores`, `seconds` and `cpu_seconds` by component, `memory_mb` (the
         largest so far in this process).
     Raises: RuntimeError if the scores of both ways differ.
     """
@@ -148,5 +148,5 @@ def _figures(seconds: dict[str, float], cpu_seconds: dict[str, float], names: li
         "cores": cores,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "cpu_seconds": {name: round(cpu_seconds[name], 4) for name in names},
-        "memory_mib": round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1),
+        "memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1),
     }

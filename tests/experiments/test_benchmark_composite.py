@@ -20,7 +20,7 @@ def test_figures_add_up() -> None:
     assert found["sequential_ratio"] == pytest.approx(seconds["in turn"] / slowest, rel=0.02)
     assert set(seconds) == {"ocr", "clip", "rules", "ocr_heldout", "judge", "together", "in turn"}
     assert found["over_bound"] == pytest.approx(found["ratio"] / max(1, found["core_bound"]))
-    assert found["memory_mib"] > 10
+    assert found["memory_mb"] > 10
 
 
 def test_two_judges_are_waited_for_at_the_same_time() -> None:
