@@ -52,6 +52,7 @@ ROUNDING = 1e-6
 """A KL that never exceeds this, in nats per token, is rounding: with one update per rollout the policy sampled is updated."""
 DASHES = ("-", "--", ":", "-.")
 COLUMNS = 3
+BANDS = 5  # most methods whose bands are drawn in full; of more, a mere shade
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def curve_figure(comparison: Comparison, axis: str) -> Figure:
         for place, panel in zip(axes, shown, strict=False):
             for number, (name, curve) in enumerate((name, panel.curves.get(name)) for name in comparison.methods):
                 if curve is not None:
-                    draw_curve(place, curve, name, number, markers=panel.evaluations)
+                    draw_curve(place, curve, name, number, markers=panel.evaluations, band=len(comparison.methods) <= BANDS)
             _dress(place, panel, axis)
         for place in axes[len(shown) :]:
             place.axis("off")
@@ -141,11 +142,11 @@ def curve_figure(comparison: Comparison, axis: str) -> Figure:
         return figure
 
 
-def draw_curve(place: Axes, curve: Curve, label: str, number: int, *, markers: bool = False) -> None:
-    """One line with its band, in the colour and dash of that number."""
+def draw_curve(place: Axes, curve: Curve, label: str, number: int, *, markers: bool = False, band: bool = True) -> None:
+    """One line, with its band, in the colour and dash of that number."""
     colour, dash = PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
-    place.fill_between(curve.at, curve.low, curve.high, color=colour, alpha=0.13, lw=0)
-    for end in (curve.low, curve.high):
+    place.fill_between(curve.at, curve.low, curve.high, color=colour, alpha=0.13 if band else 0.05, lw=0)
+    for end in (curve.low, curve.high) if band else ():
         place.plot(curve.at, end, color=colour, lw=0.6, alpha=0.5)  # where bands lie on each other, their ends still tell
     place.plot(curve.at, curve.value, color=colour, lw=1.8, ls=dash, marker="o" if markers else "", ms=3.5, label=label)
 

@@ -18,6 +18,7 @@ from rich.text import Text
 from xomni_rl.experiments.ablation.plan import PlannedRun
 from xomni_rl.experiments.report.data import PREFERRED_HEADLINES
 
+FRAME = 1.0  # seconds between two looks at the runs' files
 PULSE = 300.0  # seconds between two plain lines about runs at work
 TAIL = 16384  # bytes at the end of metrics.jsonl that hold its last line
 STYLES = {"finished": "green", "max_seconds": "green", "failed": "bold red", "running": "cyan", "interrupted": "yellow"}
@@ -36,8 +37,10 @@ class Display:
         self.console = console or Console(stderr=True)
         self.folder, self.steps = folder, steps
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-        self._began = self._shown = time.monotonic()
+        self._began = self._pulse = time.monotonic()
+        self._frame = 0.0
         self._before: float | None = None
+        self._last: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Display:
         if self._live is not None:
@@ -60,10 +63,16 @@ class Display:
             runs: all runs of this call.
             seconds: a run's folder → for how long its process has been at work.
         """
+        now = time.monotonic()
+        pulse = self._live is None and now - self._pulse > PULSE
+        if not pulse and (self._live is None or now - self._frame < FRAME):
+            return
+        self._last = {run.folder: last_metrics(self.folder / run.folder / "metrics.jsonl") for run in runs}
         if self._live is not None:
+            self._frame = now
             self._live.update(self._table(runs, seconds), refresh=True)
-        elif time.monotonic() - self._shown > PULSE:
-            self._shown = time.monotonic()
+        else:
+            self._pulse = now
             working = ", ".join(f"{run.label} {self._step(run)}" for run in runs if run.status == "running")
             self.say(f"{self._count(runs)}; at work: {working}{self._time_left(runs)}")
 
@@ -81,19 +90,19 @@ class Display:
         fits = max(4, self.console.height - 6)
         shown = runs if len(runs) <= fits else [run for run in runs if run.status in ("running", "failed")][:fits]
         for run in shown:
-            last = last_metrics(self.folder / run.folder / "metrics.jsonl")
+            last = self._last[run.folder]
             status = Text(run.status.partition(":")[0], STYLES.get(run.status.partition(":")[0], "dim"))
             spent = run.seconds + seconds.get(run.folder, 0.0)
             reward = f"{last['reward']:.3f}" if "reward" in last else ""
             clock = f"{spent // 60:.0f}:{spent % 60:02.0f}" if spent else ""
-            table.add_row(Text(run.variant), str(run.seed), status, self._step(run, last), reward, _heldout(last), clock)
+            table.add_row(Text(run.variant), str(run.seed), status, self._step(run), reward, _heldout(last), clock)
         bar = ProgressBar(total=max(1, sum(self.steps.values())), completed=self._done(runs), width=24)
         below = Table.grid(padding=(0, 1))
         below.add_row(bar, Text(f"{self._count(runs)}{self._time_left(runs)}"))
         return Group(table, below)
 
-    def _step(self, run: PlannedRun, last: Mapping[str, Any] | None = None) -> str:
-        last = last_metrics(self.folder / run.folder / "metrics.jsonl") if last is None else last
+    def _step(self, run: PlannedRun) -> str:
+        last = self._last[run.folder]
         return f"{last['step']:.0f}/{self.steps[run.folder]}" if "step" in last else ""
 
     def _count(self, runs: Sequence[PlannedRun]) -> str:
@@ -103,9 +112,9 @@ class Display:
 
     def _done(self, runs: Sequence[PlannedRun]) -> float:
         """Steps done or no longer to be done."""
-        open_runs = ("waiting", "running")
-        steps = {run.folder: last_metrics(self.folder / run.folder / "metrics.jsonl").get("step", 0) for run in runs}
-        return float(sum(steps[run.folder] if run.status in open_runs else self.steps[run.folder] for run in runs))
+        still = ("waiting", "running")
+        steps = {run.folder: self.steps[run.folder] for run in runs}
+        return float(sum(self._last[r.folder].get("step", 0) if r.status in still else steps[r.folder] for r in runs))
 
     def _time_left(self, runs: Sequence[PlannedRun]) -> str:
         """At the pace since the start; "" before anything was done."""

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -77,7 +77,8 @@ class Machine:
         """Gives a run cores of its own, so that runs do not slow each other and their seconds compare; Linux only."""
         own = self.cores[slot * self.threads : (slot + 1) * self.threads]
         if len(own) == self.threads and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(process, own)
+            with suppress(ProcessLookupError):  # it has ended already
+                os.sched_setaffinity(process, own)
 
 
 @dataclass

@@ -26,6 +26,7 @@ from xomni_rl.experiments.report.data import Sample, read_samples, step_files
 ROWS = 10
 COLUMN = 1.55  # inches, of a picture
 TEXT = 0.19  # inches, of a line of text
+SHARP = 8  # most methods that are drawn at full sharpness
 RIGHT, WRONG = "#17774f", "#b8324a"
 BEFORE = "before"
 
@@ -102,8 +103,9 @@ def write_grid(comparison: Comparison, out: Path) -> list[Path]:
     rows = grid_rows(comparison)
     if not rows:
         return []
+    sharp = len(comparison.methods) <= SHARP
     with mpl.rc_context(STYLE):
-        grid_figure(comparison, rows).savefig(out, dpi=200, metadata={"Software": None})
+        grid_figure(comparison, rows).savefig(out, dpi=200 if sharp else 100, metadata={"Software": None})
     return [out]
 
 

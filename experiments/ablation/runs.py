@@ -62,7 +62,12 @@ class Run:
         return float(found[found.index <= step].iloc[-1]) if (found.index <= step).any() else math.nan
 
     def samples(self, step: int) -> float:
-        """Images generated for training until the end of a step."""
+        """Images generated for training until the end of a step.
+
+        The run's own count, which has replaced groups and greedy images in it; without one, prompts × group size a step.
+        """
+        if "images" in self.metrics:
+            return float(self.metrics["images"][self.metrics.index <= step].sum())
         trainer = self.config.get("trainer") or {}
         return float(step * trainer.get("prompts_per_step", math.nan) * trainer.get("group_size", math.nan))
 

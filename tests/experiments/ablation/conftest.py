@@ -86,6 +86,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         status: str | None = "finished",
         prefix: str = "p",
         checks: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
     ) -> Path:
         folder = tmp_path / name
         (folder / "heldout").mkdir(parents=True)
@@ -96,7 +97,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         lines = [{"step": 0, "time": {"heldout": 5.0, "total": 5.0}}]
         for step in range(1, last + 1):
             time = {"sample": seconds / 2, "update": seconds / 2, "heldout": 5.0, "total": seconds + 5.0}
-            lines.append({"step": step, "reward": step / last, "entropy": 1.0, "approx_kl": 1e-12, "time": time})
+            lines.append(
+                {"step": step, "reward": step / last, "entropy": 1.0, "approx_kl": 1e-12, "time": time, **(metrics or {})}
+            )
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         made = merged(CONFIG, {"seed": seed, **(config or {})})
         (folder / "config.yaml").write_text(yaml.safe_dump(made | {"run": str(folder), "resume": None}))

@@ -294,7 +294,7 @@ def test_interrupted_and_killed_ablation_leaves_no_process_and_goes_on_to_its_en
     ("arguments", "words"),
     [
         (["ablate", "algorithm=grpo,grop"], 'unknown choice of group algorithm, "grop"; nearest: grpo'),
-        (["ablate", "algorithm.options.clip_low=0.1,2"], "algorithm.options.clip_low must be at most 1, but is 2"),
+        (["ablate", "+algorithm.options.clip_lwo=0.1,0.2"], 'unknown option of algorithm grpo, "clip_lwo"; nearest: clip_low'),
         (["ablate", "seed=0,1", "prompts.heldout_count=0"], "an ablation compares held-out scores"),
         (["ablate", "seed=0,1", "--target", "ocr"], "--target must read METRIC=SCORE, such as ocr_exact=0.7, but is 'ocr'"),
         (["ablate", "seed=0", "resume=x"], "call the ablation again with the same run=FOLDER"),

@@ -51,6 +51,13 @@ def test_default_target_is_ninety_percent_of_the_first_methods_gain(two_methods:
     assert gspo.seconds == pytest.approx((27.0, 23.5))  # the 5 s of every evaluation are not training
 
 
+def test_images_are_those_a_run_counted_itself(make_run: MakeRun) -> None:
+    # Eight images a step are trained on, and four more were generated: 12 · 10 steps · 9/10 of the way to the target.
+    found = compare({"a": [make_run("a", ONE, metrics={"images": 12})]})
+    assert found.targets[0].samples == pytest.approx((108.0,))
+    assert "images generated in training (120)" in found.fairness.equal
+
+
 def test_target_of_ones_own_replaces_the_default(two_methods: Groups) -> None:
     found = compare(two_methods, targets=[Target("ocr_exact", 0.25), Target("ocr_char", 0.99)]).targets
     assert [(row.name, row.reached) for row in found] == [("grpo", 2), ("gspo", 2), ("grpo", 0), ("gspo", 0)]
