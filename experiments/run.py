@@ -17,6 +17,8 @@ from rich.table import Table
 
 from xomni_rl.experiments.report import build_report
 from xomni_rl.policies.checkpoint import CheckpointStore, run_and_checkpoint
+from xomni_rl.policies.collect import suitable_algorithm
+from xomni_rl.policies.distributed import Team
 from xomni_rl.policies.lora import add_adapters
 from xomni_rl.policies.policy import StackPolicy
 from xomni_rl.policies.records import RunFolder, RunFolderError
@@ -51,17 +53,19 @@ def run_training(
     plain = plain_config(config)
     if plain.get("resume"):
         plain = resumed_config(plain, given_keys(plain, overrides))
-    elif not plain.get("run"):
-        plain["run"] = str(Path("runs") / f"{datetime.now():%Y-%m-%d_%H%M%S}")
-    parts = build_parts(plain)
+    device = device_of(plain.get("model") or {})
+    team = Team.current(device.type)
+    if not plain.get("run") and not plain.get("resume"):
+        plain["run"] = team.same(str(Path("runs") / f"{datetime.now():%Y-%m-%d_%H%M%S}"))
+    parts = team.together(lambda: build_parts(plain))
     try:
         summary = train(plain, **parts, console=console)
     except KeyboardInterrupt:
         folder, _ = run_and_checkpoint(plain)
         (console or Console(stderr=True)).print(f"interrupted; go on with: xomni-rl train resume={folder.path}", soft_wrap=True)
         raise
-    report = build_report(summary.folder)
-    print_summary(summary, report, console or Console())
+    if team.leads:
+        print_summary(summary, build_report(summary.folder), console or Console())
     return summary
 
 
@@ -72,13 +76,14 @@ def build_parts(config: Mapping[str, Any]) -> dict[str, Any]:
     if folder.holds_run and not config.get("resume"):
         folder.create()  # raises, before anything heavy is loaded
     reward = build_composite(config["reward"])
+    suitable_algorithm(config, settings, reward)  # raises, before anything heavy is loaded
     evaluation = settings.evaluation.reward
     same = evaluation is None or dict(evaluation) == dict(config["reward"])
     evaluation_reward = reward if same else build_composite(evaluation or {})
     checks = checked_rewards(reward, None if same else evaluation_reward)
     stack = load_stack(config.get("model") or {})
     if adapters := (config.get("model") or {}).get("lora"):
-        add_adapters(stack.model, **adapters)
+        add_adapters(stack.model, **adapters, seed=settings.seed)
     checkpointing = bool((config.get("model") or {}).get("gradient_checkpointing", False))
     return {
         "policy": StackPolicy(stack, settings.sampling, gradient_checkpointing=checkpointing),
@@ -103,14 +108,23 @@ def checked_rewards(reward: CompositeReward, evaluation: CompositeReward | None)
 
 def load_stack(model: Mapping[str, Any]) -> Stack:
     """The stack that group `model` names. Raises: StackError, SettingsError for an unknown dtype or device."""
-    dtype, device = str(model.get("dtype", "float32")), str(model.get("device", "auto"))
+    dtype, device = str(model.get("dtype", "float32")), device_of(model)
     if dtype not in DTYPES:
         raise SettingsError(unknown_name("model.dtype", dtype, DTYPES))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     path = str(model.get("path", "embedded"))
     stack = Stack.tiny_random() if path == "tiny_random" else Stack.from_pretrained(path)
     return stack.to(device, DTYPES[dtype])
+
+
+def device_of(model: Mapping[str, Any]) -> torch.device:
+    """The device that group `model` names; of several processes each has its own one of that type. Raises: SettingsError."""
+    name = str(model.get("device", "auto"))
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(f'model.device "{name}" is no device; write auto, cpu, cuda or cuda:0') from error
 
 
 def load_split(config: Mapping[str, Any], split: str, seed: int) -> list[Prompt]:

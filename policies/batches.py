@@ -58,7 +58,8 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
     """Figures of scored rollouts, NaN where nothing applies.
 
     Returns: reward and reward_std (weighted average and its deviation over the batch), reward/<component>,
-        reward/<metric>, entropy (nats per token), failed_share, zero_variance_share (absent if no group has a reward).
+        reward/<metric>, entropy (nats per token), failed_share, zero_variance_share (absent if no group has a reward, or groups
+        are of one).
     """
     rewards = batch.rewards
     scored = rewards.scores[~np.isnan(rewards.scores)].astype(np.float64)
@@ -66,7 +67,7 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
     metrics |= {f"reward/{name}": mean(rewards.components[:, k]) for k, name in enumerate(rewards.names)}
     metrics |= {f"reward/{name}": mean(values) for name, values in rewards.metrics.items()}
     metrics |= {"entropy": float(batch.entropy.double().mean()), "failed_share": float(rewards.failed.mean())}
-    share = zero_variance_share(rewards.normalised, rewards.weights, batch.group)
+    share = zero_variance_share(rewards.normalised, rewards.weights, batch.group) if batch.group_size > 1 else None
     return metrics if share is None else metrics | {"zero_variance_share": share}
 
 

@@ -5,7 +5,7 @@ Everything is keyed by (seed, step) and what was seen of the prompts before, so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,13 +13,34 @@ import numpy as np
 
 from xomni_rl.envs.groups import chosen_groups, joined
 from xomni_rl.envs.rollout import RolloutBatch
-from xomni_rl.policies.algorithms.base import Algorithm
+from xomni_rl.policies.algorithms.base import Algorithm, build_algorithm
 from xomni_rl.policies.batches import prompts_of_step, rollout_metrics, stream_seed
 from xomni_rl.policies.curriculum import PassRates
 from xomni_rl.policies.filters import needs_resampling
 from xomni_rl.policies.policy import ImagePolicy
 from xomni_rl.policies.settings import SettingsError, TrainerSettings
 from xomni_rl.prompts import Prompt
+
+
+def suitable_algorithm(config: Mapping[str, Any], settings: TrainerSettings, reward: Any) -> Algorithm:
+    """The algorithm that a configuration names, once it is known that it can work with these sizes and this reward.
+
+    Raises: UnknownNameError, AlgorithmError; SettingsError if group size or normalisation do not suit it.
+    """
+    chosen = config.get("algorithm") or {}
+    algorithm = build_algorithm(str(chosen.get("name", "grpo")), chosen.get("options"))
+    least = max(algorithm.least_group_size, 2 if algorithm.resample_rounds else 1)
+    if settings.group_size < least:
+        raise SettingsError(
+            f"algorithm {algorithm.name} compares at least {least} images of a prompt, but trainer.group_size is "
+            f"{settings.group_size}: raise it, or choose an algorithm that compares across the batch (reinforce_pp, batch)"
+        )
+    if "greedy" in algorithm.needs and reward.normalised_by - {"none"}:
+        raise SettingsError(
+            f"algorithm {algorithm.name} compares rewards with those of greedy images, which a normalised reward "
+            "does not allow: set reward.normalisation=none"
+        )
+    return algorithm
 
 
 @dataclass(frozen=True)
@@ -32,7 +53,6 @@ class Collector:
         prompts: all training prompts, with different ids.
         settings: sizes, sampling, seed, curriculum.
         algorithm: whether greedy images are needed, how often dull groups are replaced.
-    Raises: SettingsError if sizes or the reward do not suit the algorithm.
     """
 
     policy: ImagePolicy
@@ -41,37 +61,25 @@ class Collector:
     settings: TrainerSettings
     algorithm: Algorithm
 
-    def __post_init__(self) -> None:
-        least, size = self.algorithm.least_group_size, self.settings.group_size
-        if size < least:
-            raise SettingsError(
-                f"algorithm {self.algorithm.name} compares at least {least} images of a prompt, but trainer.group_size is "
-                f"{size}: raise it, or choose an algorithm that compares across the batch (reinforce_pp, batch)"
-            )
-        if "greedy" in self.algorithm.needs and self.reward.normalised_by - {"none"}:
-            raise SettingsError(
-                f"algorithm {self.algorithm.name} compares rewards with those of greedy images, which a normalised reward "
-                "does not allow: set reward.normalisation=none"
-            )
-
-    def collect(self, step: int, seen: PassRates) -> tuple[RolloutBatch, dict[str, float]]:
+    def collect(self, step: int, seen: PassRates) -> tuple[RolloutBatch, dict[str, float], PassRates]:
         """The scored rollouts of a step, and their figures as first drawn.
 
         Args:
             step: from 1.
-            seen: pass rates of the prompts so far; only a curriculum looks at them.
+            seen: pass rates of the prompts so far; only a curriculum looks at them, and adds to them.
         Returns: P · G rollouts; their figures and, with resampling, resampled_share (groups replaced, in [0, 1]) and
-            resample_rounds.
+            resample_rounds; the pass rates with this step's, those of replaced groups too.
         """
-        batch = self._roll_out(self._prompts(step, seen), step)
+        first = self._roll_out(self._prompts(step, seen), step)
         weights = self.reward.varying_weights(step)
-        metrics = rollout_metrics(batch) | {f"weight/{name}": weight for name, weight in weights.items()}
+        metrics = rollout_metrics(first) | {f"weight/{name}": weight for name, weight in weights.items()}
+        batch, rounds = self._resampled(first, step)
         if self.algorithm.resample_rounds:
-            batch, more = self._resampled(batch, step)
-            metrics |= more
+            replaced = {prompt.id for prompt in batch.prompts} - {prompt.id for prompt in first.prompts}
+            metrics |= {"resampled_share": len(replaced) / len(batch.input_ids), "resample_rounds": float(len(rounds))}
         if "greedy" in self.algorithm.needs:
             batch = self._with_greedy(batch, step)
-        return batch, metrics
+        return batch, metrics, self._noted(seen, [first, *rounds])
 
     def _prompts(self, step: int, seen: PassRates) -> list[Prompt]:
         settings, curriculum = self.settings, self.settings.curriculum
@@ -85,26 +93,27 @@ class Collector:
         seed = stream_seed(settings.seed, step)
         return self.policy.rollout(prompts, self.reward.at(step), group_size=settings.group_size, seed=seed)
 
-    def _resampled(self, batch: RolloutBatch, step: int) -> tuple[RolloutBatch, dict[str, float]]:
+    def _resampled(self, batch: RolloutBatch, step: int) -> tuple[RolloutBatch, list[RolloutBatch]]:
         """Replaces groups whose rewards are all equal by other prompts', for as many rounds as the algorithm allows.
 
         Source: arXiv:2503.14476, section 3.2. Departs from it: bounded, and no more groups are drawn than are missing.
+        Returns: the batch; what was drawn for it in each round.
         """
+        rounds: list[RolloutBatch] = []
         left = self._unused(batch, step)
-        replaced = rounds = 0
-        while rounds < self.algorithm.resample_rounds:
+        while len(rounds) < self.algorithm.resample_rounds:
             dull = np.flatnonzero(_teaches_nothing(batch))
             if not len(dull) or not left:
                 break
-            rounds += 1
             fresh = self._roll_out([left.pop() for _ in range(min(len(dull), len(left)))], step)
+            rounds.append(fresh)
             useful = np.flatnonzero(~_teaches_nothing(fresh))
             count, order = len(batch.input_ids), np.arange(len(batch.input_ids))
             order[dull[: len(useful)]] = count + useful
-            both = joined([batch, fresh])
-            batch = replace(chosen_groups(both, order.tolist()), times=both.times)
-            replaced += len(useful)
-        return batch, {"resampled_share": replaced / len(batch.input_ids), "resample_rounds": float(rounds)}
+            batch = chosen_groups(joined([batch, fresh]), order.tolist())
+        if rounds and "batch" in self.reward.normalised_by:
+            batch.rewards.normalised = self.reward.normalised(batch.rewards.components, batch.group)
+        return batch, rounds
 
     def _unused(self, batch: RolloutBatch, step: int) -> list[Prompt]:
         """Prompts that are not in the batch, in an order of the step's own."""
@@ -112,6 +121,14 @@ class Collector:
         others = [prompt for prompt in self.prompts if prompt.id not in used]
         order = np.random.default_rng([self.settings.seed, step, 1]).permutation(len(others))
         return [others[index] for index in order]
+
+    def _noted(self, seen: PassRates, batches: Sequence[RolloutBatch]) -> PassRates:
+        """Pass rates with those of more batches, if there is a curriculum."""
+        curriculum = self.settings.curriculum
+        for batch in batches if curriculum is not None else ():
+            ids = [prompt.id for prompt in batch.prompts]
+            seen = seen.update(ids, batch.rewards.scores, memory=curriculum.memory, threshold=curriculum.threshold)
+        return seen
 
     def _with_greedy(self, batch: RolloutBatch, step: int) -> RolloutBatch:
         """The batch with the scores of one greedy image per prompt."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xomni_rl.policies.settings import SettingsError
@@ -17,7 +18,9 @@ from xomni_rl.policies.settings import SettingsError
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def add_adapters(model: nn.Module, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = TARGETS) -> None:
+def add_adapters(
+    model: nn.Module, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = TARGETS, *, seed: int = 0
+) -> None:
     """Puts adapters on a model's projections in place; from then on they alone are trained.
 
     Args:
@@ -25,6 +28,7 @@ def add_adapters(model: nn.Module, rank: int = 8, alpha: float = 16.0, targets: 
         rank: r, ≥ 1.
         alpha: α; the adapters' product counts α/r times.
         targets: last names of the linear layers that get one.
+        seed: of A; B begins at 0, so that the adapted model is at first the plain one.
     Raises: SettingsError for a value out of range, a layer that is not there, or without peft.
     """
     try:
@@ -38,7 +42,9 @@ def add_adapters(model: nn.Module, rank: int = 8, alpha: float = 16.0, targets: 
     if unknown or not targets:
         raise SettingsError(f"model.lora.targets: no layer {unknown}; this model has {', '.join(sorted(linear))}")
     model.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets)), model)
+    with torch.random.fork_rng(devices=[]):  # adapters are made on the CPU, whatever the model is on
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets)), model)
 
 
 def is_adapted(model: nn.Module) -> bool:

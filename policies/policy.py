@@ -244,16 +244,15 @@ class StackPolicy:
     def move_reference(self, decay: float) -> None:
         if self.adapted:
             raise ValueError("with model.lora the reference is the base weights, which cannot move: set reference to frozen")
+        anchors = self.reference_tensors()
         with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                anchor = self.reference_tensors()[name]
-                anchor.copy_(torch.lerp(value, anchor, decay) if anchor.is_floating_point() else value)
+            for name, value in self.model.named_parameters():
+                anchors[name].copy_(torch.lerp(value, anchors[name], decay))
 
     def reference_tensors(self) -> dict[str, Tensor]:
         if self._reference is None or self.adapted:
             return {}
-        tensors: dict[str, Tensor] = self._reference.model.state_dict()
-        return tensors
+        return dict(self._reference.model.named_parameters())  # a shared one once: it must move once, and be saved once
 
     def _as_reference(self) -> AbstractContextManager[None]:
         """Where the stack's model is the reference: without its adapters, if it has any."""

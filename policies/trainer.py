@@ -20,11 +20,10 @@ from rich.console import Console
 
 from xomni_rl.envs.rollout import RolloutBatch
 from xomni_rl.policies.alarms import raised_alarms, worth_showing
-from xomni_rl.policies.algorithms.base import build_algorithm
 from xomni_rl.policies.batches import check_prompts, save_batch
 from xomni_rl.policies.beginning import check_same_run, make_accelerator, start_trackers, take_back
 from xomni_rl.policies.checkpoint import CheckpointError, CheckpointStore, run_and_checkpoint
-from xomni_rl.policies.collect import Collector
+from xomni_rl.policies.collect import Collector, suitable_algorithm
 from xomni_rl.policies.curriculum import PassRates
 from xomni_rl.policies.evaluation import evaluate
 from xomni_rl.policies.policy import ImagePolicy
@@ -109,8 +108,7 @@ class Trainer:
         self.store = CheckpointStore(self.folder.checkpoints, settings.keep_checkpoints)
         self.display = Display(console, settings.steps, settings.max_seconds)
         self.progress = Progress()
-        algorithm = config.get("algorithm") or {}
-        self.algorithm = build_algorithm(str(algorithm.get("name", "grpo")), algorithm.get("options"))
+        self.algorithm = suitable_algorithm(config, settings, reward)
         self.collector = Collector(policy, reward, self.train_prompts, settings, self.algorithm)
         self._weights = policy.weight_hashes()
 
@@ -153,9 +151,11 @@ class Trainer:
         try:
             metrics |= self._update(step, batch, experience)
         except TrainingError as error:
-            if self.settings.alarms.nonfinite_action == "rollback" and self._roll_back(step, str(error)):
-                return
-            raise
+            if self.settings.alarms.nonfinite_action == "stop":
+                raise
+            if not self._roll_back(step, str(error)):
+                raise TrainingError(self.progress.stopped) from error
+            return
         self.learner.follow(step)
         times = batch.times | {"update": self._elapsed(began)}
         self._record(step, batch, experience, metrics, times)
@@ -164,12 +164,8 @@ class Trainer:
         """The scored rollouts of a step, and their figures."""
         seen = PassRates.from_json(self.progress.pass_rates)
         with self.accelerator.autocast():
-            batch, metrics = self.collector.collect(step, seen)
-        curriculum = self.settings.curriculum
-        if curriculum is not None:
-            ids = [prompt.id for prompt in batch.prompts]
-            seen = seen.update(ids, batch.rewards.scores, memory=curriculum.memory, threshold=curriculum.threshold)
-            self.progress.pass_rates = seen.to_json()
+            batch, metrics, seen = self.collector.collect(step, seen)
+        self.progress.pass_rates = seen.to_json()
         return batch, metrics
 
     def _update(self, step: int, batch: RolloutBatch, experience: Experience) -> dict[str, float]:
@@ -248,21 +244,21 @@ class Trainer:
 
         Returns: False, with training to end, if that was done `max_rollbacks` times already.
         """
-        done = self.progress.rollbacks
+        done, seconds = self.progress.rollbacks, self.progress.seconds
         checkpoint = self.store.newest()
         if checkpoint is None or done >= self.settings.alarms.max_rollbacks:
             self.progress.stopped = f"{reason} (rolled back {done} times)"
             return False
         self.tables.join()
         self._restore(checkpoint)
-        self.progress.rollbacks = done + 1
+        self.progress.rollbacks, self.progress.seconds = done + 1, seconds  # time is spent, whatever came of it
+        self.progress.alarms["rollback"] = done + 1
         self.learner.halve_learning_rate(done + 1)
-        self.store.clean(keep_until=self.progress.step)
         self.folder.truncate(self.progress.step)
         message = f"went back from step {step} to step {self.progress.step} at half the learning rate: {reason}"
         self.folder.append(self.folder.alarms, {"step": self.progress.step, "alarm": "rollback", "message": message})
         self.display.warn(message)
-        self._mark = time.perf_counter()
+        self._checkpoint(best=False)  # a run that is killed now must go on at half the rate too
         return True
 
     def _restore(self, checkpoint: Path) -> None:

@@ -17,6 +17,7 @@ from xomni_rl.envs.rollout import RolloutBatch
 from xomni_rl.policies.advantages import rewards_with_kl
 from xomni_rl.policies.algorithms.base import Algorithm
 from xomni_rl.policies.critic import Critic
+from xomni_rl.policies.distributed import Team
 from xomni_rl.policies.losses import sequence_kl
 from xomni_rl.policies.policy import ImagePolicy, TokenBatch
 from xomni_rl.policies.settings import SettingsError, TrainerSettings
@@ -47,7 +48,8 @@ class Experience:
         teaches: whether an update would change anything on purpose: some kept advantage is not 0, there is a critic, or a KL or
             entropy is in the loss.
         extras: [N, …] tensors that the algorithm's loss wants besides, by keyword.
-        features: [N, T, D] float32 and returns: [N, T] float32, what a critic learns from; None without one.
+        features: [n, T, D] float32, of the rollouts of this process's share of the groups, and returns: [N, T] float32: what a
+            critic learns from; None without one.
     """
 
     tokens: TokenBatch
@@ -75,10 +77,19 @@ class Learner:
         algorithm: advantage, loss, filter, reference.
         settings: learning rate, mini-batches and the like.
         accelerator: device, mixed precision, clipping.
+        team: the processes that train together; None = this one alone.
     Raises: SettingsError if the algorithm's reference cannot move as it wants.
     """
 
-    def __init__(self, policy: ImagePolicy, algorithm: Algorithm, settings: TrainerSettings, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        policy: ImagePolicy,
+        algorithm: Algorithm,
+        settings: TrainerSettings,
+        accelerator: Accelerator,
+        team: Team | None = None,
+    ) -> None:
+        self.team = team or Team()
         if algorithm.reference is not None:
             policy.keep_reference()
             if algorithm.reference.kind != "frozen" and not policy.reference_tensors():
@@ -114,8 +125,8 @@ class Learner:
             known["greedy"] = batch.greedy
         features = returns = None
         if self.critic is not None and algorithm.returns is not None:
-            features = self._by_chunks(self.policy.features, tokens)
-            known["values"] = self.critic.values(features)
+            features = self._own_chunks(self.policy.features, tokens)
+            known["values"] = self.team.rows(self.critic.values(features), device).cpu().numpy()
             returns = torch.from_numpy(algorithm.returns(rewards, weights, batch.group, **known)).to(device)
         advantages = algorithm.advantage(rewards, weights, batch.group, **known)
         keep &= np.isfinite(advantages.reshape(len(advantages), -1)).all(axis=1)
@@ -159,7 +170,8 @@ class Learner:
                 steps.append(self._step(experience, minibatch, first=not steps))
         averages = weighted_means(steps)
         if self.critic is not None and experience.features is not None and experience.returns is not None:
-            averages |= self.critic.fit(experience.features, experience.returns, experience.keep)
+            own = self._rows(experience, self._own_groups(experience.tokens))
+            averages |= self.critic.fit(experience.features, experience.returns[own], experience.keep[own], self.team)
         return averages | {"learning_rate": steps[-1][1]["learning_rate"]}
 
     def follow(self, step: int) -> None:
@@ -173,11 +185,12 @@ class Learner:
             self.policy.move_reference(0.0)
 
     def halve_learning_rate(self, times: int) -> None:
-        """From now on the schedule's learning rate is halved that often."""
+        """From now on the rate is the settings' (a checkpoint's may be another), as scheduled and halved that often."""
         self.halvings = times
+        self.scheduler.base_lrs = [self.settings.learning_rate for _ in self.optimizer.param_groups]
         rate = self.settings.learning_rate * self._learning_rate_share(self.scheduler.last_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group.update(lr=rate, weight_decay=self.settings.weight_decay)
         self.scheduler._last_lr = [rate for _ in self.optimizer.param_groups]
 
     def extra_tensors(self) -> dict[str, Tensor]:
@@ -203,16 +216,24 @@ class Learner:
         return learning_rate_share(done, settings.warmup_steps, settings.decay_steps) * 0.5**self.halvings
 
     def _step(self, experience: Experience, minibatch: np.ndarray, first: bool) -> tuple[int, dict[str, float]]:
-        """One optimizer step, in `accumulation` micro-batches of whole groups. Returns: kept rollouts, metrics."""
+        """One optimizer step, in `accumulation` micro-batches of whole groups, each shared by the processes.
+
+        Returns: kept rollouts, metrics.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         learning_rate = float(self.scheduler.get_last_lr()[0])
         chunks = list(split(minibatch, self.settings.accumulation))
         kept = int(experience.keep[self._rows(experience, minibatch)].sum())
-        parts: list[tuple[int, dict[str, float]]] = []
+        mine: list[tuple[int, dict[str, float], list[int]]] = []
         for index, chunk in enumerate(chunks):
             last = index == len(chunks) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.policy.module):
-                parts.append(self._backward(experience, chunk, kept))
+                mine.append((*self._backward(experience, chunk, kept), chunk.tolist()))
+        parts: list[tuple[int, dict[str, float]]] = []
+        for count, found, groups in (part for theirs in self.team.gathered(mine) for part in theirs if part[0]):
+            if not math.isfinite(found["loss"]):
+                raise NonFiniteError(f"the loss is {found['loss']}", groups)
+            parts.append((count, found))
         grad_norm = self._clipped_norm(minibatch)
         self._stepper.step()
         self.scheduler.step()
@@ -222,14 +243,23 @@ class Learner:
         others = {name: value for name, value in metrics.items() if name not in extremes}
         return kept, others | worst | {"grad_norm": grad_norm, "learning_rate": learning_rate}
 
-    def _backward(self, experience: Experience, groups: np.ndarray, total: int) -> tuple[int, dict[str, float]]:
-        """Adds the gradient of some groups, weighted by their share of the step's `total` kept rollouts."""
+    def _backward(self, experience: Experience, chunk: np.ndarray, total: int) -> tuple[int, dict[str, float]]:
+        """Adds the gradient of this process's share of some groups, weighted by that of the step's `total` kept rollouts.
+
+        Returns: kept rollouts of the share, 0 if there are none; metrics.
+        """
+        share = self.team.share(chunk.tolist())
+        groups = self._filled(share, chunk)
         rows = self._rows(experience, groups)
         rows_kept = experience.keep[rows]
+        rows_kept[len(share) * experience.tokens.group_size :] = False
         chosen = rows[rows_kept]
         with_entropy = "entropy" in self.algorithm.needs
         logprobs, entropy = self.policy.logprobs(experience.tokens.groups(groups.tolist()), with_entropy=with_entropy)
         logprobs = logprobs[rows_kept]
+        if not len(chosen):
+            self.accelerator.backward(logprobs.sum())  # of nothing
+            return 0, {}
         extras = {name: values[chosen] for name, values in experience.extras.items()}
         if entropy is not None:
             extras["entropy"] = entropy[rows_kept]
@@ -237,10 +267,8 @@ class Learner:
         reference = None if experience.reference is None else experience.reference[chosen]
         mask = torch.ones_like(old, dtype=torch.bool)  # every rollout has all its tokens; dropped ones are left out
         loss, metrics = self.algorithm.loss(logprobs, old, experience.advantages[chosen], mask, reference, **extras)
-        if not torch.isfinite(loss):
-            raise NonFiniteError(f"the loss is {loss.item()}", groups.tolist())
         count = len(chosen)
-        self.accelerator.backward(loss * (count / total))
+        self.accelerator.backward(loss * (count / total * self.team.size))  # gradients are averaged over the processes
         values = {name: float(value) for name, value in metrics.items()}
         delta = float((logprobs.detach() - old).abs().max())
         return count, values | {"loss": float(loss.detach()), "logprob_max_delta": delta}
@@ -253,9 +281,26 @@ class Learner:
         return norm
 
     def _by_chunks(self, function: Callable[[TokenBatch], Tensor], tokens: TokenBatch) -> Tensor:
-        """A function of tokens, as many groups at a time as a backward pass takes. Returns: [N, …]."""
-        chunks = split(np.arange(len(tokens.input_ids)), self.settings.minibatches * self.settings.accumulation)
-        return torch.cat([function(tokens.groups(chunk.tolist())) for chunk in chunks])
+        """A function of tokens, each process computing its share. Returns: [N, …]."""
+        return self.team.rows(self._own_chunks(function, tokens), tokens.tokens.device)
+
+    def _own_chunks(self, function: Callable[[TokenBatch], Tensor], tokens: TokenBatch) -> Tensor:
+        """A function of this process's share of the tokens, as many groups at a time as a backward pass takes."""
+        own = self._own_groups(tokens)
+        filled = self._filled(own.tolist(), np.arange(len(tokens.input_ids)))
+        chunks = split(filled, self.settings.minibatches * self.settings.accumulation)
+        values = torch.cat([function(tokens.groups(chunk.tolist())) for chunk in chunks])
+        return values[: len(own) * tokens.group_size]
+
+    def _filled(self, share: list[int], groups: np.ndarray) -> np.ndarray:
+        """A share of groups with one of them repeated to the length of the largest share: processes wait for each other in
+        every pass, so each goes through as many groups as the others."""
+        most = math.ceil(len(groups) / self.team.size)
+        return np.array(share + [int(groups[0])] * (most - len(share)), dtype=np.int64)
+
+    def _own_groups(self, tokens: TokenBatch) -> np.ndarray:
+        """Indices of the groups that are this process's share."""
+        return np.array(self.team.share(range(len(tokens.input_ids))), dtype=np.int64)
 
     def _rows(self, experience: Experience, groups: np.ndarray) -> Tensor:
         """Rows [len(groups) · G] of groups, in order."""

@@ -135,6 +135,16 @@ class CompositeReward:
             failures=failures,
         )
 
+    def normalised(self, components: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
+        """What advantages consume of raw scores: where a batch was scored in parts, and "batch" must mean all of it.
+
+        Args:
+            components: float32 [N, K], as a result has them.
+            group: as for scoring.
+        Returns: float32 [N, K], as a result of all N at once has them.
+        """
+        return self._normalised(self._usable(components), self._groups(group, len(components)))
+
     def at(self, step: int) -> "CompositeReward":
         """The composite with its weights as they are at a training step (the first is 1); itself if none is scheduled."""
         if all(part.schedule is None for part in self.parts):

@@ -43,3 +43,9 @@ def failing_on_first(images: list[np.ndarray], prompts: Sequence[Prompt]) -> Rew
     result = redness(images, prompts)
     result.scores[0] = np.nan
     raise RewardError("failing_on_first", {0: "smudged"}, result)
+
+
+def dull_for_even(images: list[np.ndarray], prompts: Sequence[Prompt]) -> np.ndarray:
+    """Redness, but one and the same for prompts whose id ends in an even digit."""
+    even = np.array([int(prompt.id[-1]) % 2 == 0 for prompt in prompts])
+    return np.where(even, np.float32(0.5), redness(images, prompts).scores)
