@@ -267,8 +267,9 @@ def _repeat(reward: Reward, found: Examination, pair: tuple[np.ndarray, np.ndarr
         return
     alone = np.array([single[0] for single in singles if single is not None])
     together = runs[1][: len(alone)]
-    if np.nanmax(alone) == np.nanmin(alone):
-        found.warnings.append(f'reward "{found.name}" is constant: {alone[0]:.4g} for every image')
+    scored = alone[~np.isnan(alone)]
+    if len(scored) and np.ptp(scored) == 0:
+        found.warnings.append(f'reward "{found.name}" is constant: {scored[0]:.4g} for every image')
     if (difference := _difference(*runs)) > TOLERANCE:
         found.warnings.append(f'reward "{found.name}" is not deterministic: the same batch again differs by {difference:.2g}')
     elif (difference := _difference(together, alone)) > TOLERANCE:

@@ -187,7 +187,7 @@ def test_verdicts_of_known_faults(faulty: tuple[Scores, Findings]) -> None:
 def test_spam_fools_recall_but_not_precision_of_the_real_reader() -> None:
     readers = {metric: build_reward("ocr", metric=metric, layout="line") for metric in ("edit", "recall", "precision")}
     parts = [Component(metric, reward, 1.0 if metric == "edit" else 0.0) for metric, reward in readers.items()]
-    scores = score_variants(CompositeReward(parts), sign_samples(6))
+    scores = score_variants(CompositeReward(parts), sign_samples(4))
     findings = find(scores)
     said = verdicts(scores, findings)
     kept = {name: int(re.findall(r"spam keeps (\d+) %", line)[0]) for name, line in said.items()}
@@ -262,6 +262,16 @@ def test_own_pictures_undergo_only_what_needs_no_renderer() -> None:
     names = {variant.name for variant in scores.variants}
     assert "wrong_text" not in names
     assert {"blur", "blank", "other_prompt", "saturation"} <= names
+
+
+def test_verdict_on_own_pictures_says_what_another_prompts_picture_costs() -> None:
+    signs = sign_samples(6)
+    samples = picture_samples([sample.subject.image for sample in signs], [sample.prompt for sample in signs])
+    scores = score_variants(CompositeReward([as_part(reader), as_part(ink)]), samples)
+    said = verdicts(scores, find(scores))
+    # Of four letters, another sign has 0.1 in its place on average; how much ink there is fits every prompt.
+    assert re.match(r"another prompt's picture costs (8\d|9\d|100) %", said["reader"]), said
+    assert said["ink"].startswith("blind to the prompt")
 
 
 def test_pictures_of_one_prompt_have_no_other_prompt() -> None:

@@ -172,6 +172,22 @@ def relative_to_batch(images: Images) -> np.ndarray:
     return scores / 2 + scores.mean() / 2
 
 
+def no_score_alone(images: Images) -> np.ndarray:
+    return brightness(images) if len(images) > 1 else np.array([np.nan])
+
+
+def fails_on_noise(images: Images) -> np.ndarray:
+    noise = [index for index, image in enumerate(images) if 0 < image.std() < 90]
+    if noise:
+        raise RewardError("measured", dict.fromkeys(noise, "too noisy"))
+    return brightness(images)
+
+
+def test_failure_on_another_image_than_the_pair_is_an_error() -> None:
+    found = examine("x", measured(fails_on_noise), batch=4)
+    assert found.errors == ['reward "x" fails on the image of noise: too noisy']
+
+
 @pytest.mark.parametrize(
     ("measure", "sentence"),
     [
@@ -179,6 +195,7 @@ def relative_to_batch(images: Images) -> np.ndarray:
         # Alone, black is 0; among white, noise and mirrored white it is mean / 2 = (1 + 0 + noise + 1) / 8.
         (relative_to_batch, f"depends on the batch: an image scored alone differs by {(2 + NOISE) / 8:.2g} from the same"),
         (whitening, "changes the images"),
+        (no_score_alone, "depends on the batch: an image scored alone differs by inf"),
         (lambda images: np.full(len(images), 0.25), "is constant: 0.25 for every image"),
     ],
 )

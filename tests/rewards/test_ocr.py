@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from xomni_rl.prompt_sets.signs import render_sign
 from xomni_rl.prompts import Prompt
-from xomni_rl.rewards.base import RewardResult, RewardUnavailableError, build_reward
+from xomni_rl.rewards.base import RewardError, RewardResult, RewardUnavailableError, build_reward
 from xomni_rl.rewards.ocr_engine import (
     FULL_WIDTH,
     NARROW,
@@ -60,6 +60,38 @@ def test_metrics_do_not_depend_on_the_chosen_score() -> None:
     result = score([render_sign("K7AX", "blue")], [wanted("K7AY")], metric="exact")
     assert result.scores.tolist() == [0.0]
     assert result.metrics["char"].tolist() == [0.75]
+
+
+def test_longtext_counts_wanted_words_whatever_else_stands_there() -> None:
+    images = [page("GRAND", "OPENING", "SALE"), page("GRAND", "OPENING", "SALE"), page("GRAND", "OPENING", "SALE")]
+    prompts = [wanted("grand opening"), wanted("Grand Closing Today"), wanted("!?")]
+    result = score(images, prompts, layout="auto", metric="longtext")
+    np.testing.assert_allclose(result.scores, [1, 1 / 3, np.nan])  # lower-cased words; spam costs nothing; nothing to count
+    assert [detail.get("matched") for detail in result.details] == [2, 1, None]
+    assert [detail.get("total") for detail in result.details] == [2, 3, None]
+    assert "LongText-Bench counts none" in result.details[2]["reason"]
+
+
+def test_longtext_of_a_chinese_prompt_counts_characters() -> None:
+    prompt = Prompt("p", "a sign", ("K7AX AX",), language="zh")
+    # In Chinese, characters are counted and case is kept: K 7 A X A X, of which K 7 A X are there once.
+    assert score([render_sign("K7AX", "blue")], [prompt], metric="longtext").scores.tolist() == [pytest.approx(4 / 6)]
+
+
+def test_published_edit_pays_what_the_common_reward_pays_and_the_repaired_one_does_not() -> None:
+    spam = page("BUY NOW OPEN", "SALE TODAY")
+    sign = render_sign("K7AX", "blue")
+    prompts = [Prompt("1", 'a shop that says "Open"'), Prompt("2", 'says "K7AY" and "MW8B"'), Prompt("3", "says “K7AX”")]
+    published = score([spam, sign, sign], prompts, layout="auto", metric="published_edit")
+    # The target is part of the page, whatever else is; of two texts only the first counts, one letter of four is wrong;
+    # curly quotes are not seen.
+    np.testing.assert_allclose(published.scores, [1.0, 0.75, np.nan])
+    assert published.details[0]["target"] == "open"
+    assert "no text in straight double quotes" in published.details[2]["reason"]
+    repaired = score([spam, sign, sign], prompts, layout="auto", ignore_case=True)
+    assert repaired.scores[0] < 0.3
+    assert repaired.scores[1] < 0.5
+    assert repaired.scores[2] == 1.0
 
 
 @pytest.mark.parametrize("layout", ["line", "auto"])
@@ -216,6 +248,67 @@ def test_non_finite_probability_is_a_failure(bad: float) -> None:
 def test_alphabet_of_another_length_raises() -> None:
     with pytest.raises(ValueError, match=r"expected probabilities \[N, T, 2\], got \[1, 2, 3\]"):
         greedy_ctc(np.zeros((1, 2, 3), np.float32), ("", "A"))
+
+
+def message(*fields: tuple[int, int | str | bytes]) -> bytes:
+    """A protocol buffer of (number, value) fields: whole numbers as varints, text and bytes with their length."""
+
+    def varint(number: int) -> bytes:
+        return bytes([number & 127 | 128]) + varint(number >> 7) if number > 127 else bytes([number])
+
+    made = b""
+    for number, value in fields:
+        if isinstance(value, int):
+            made += varint(number << 3) + varint(value)
+        else:
+            content = value.encode() if isinstance(value, str) else value
+            made += varint(number << 3 | 2) + varint(len(content)) + content
+    return made
+
+
+def write_root_reader(path: Path, characters: str = "A") -> None:
+    """An ONNX recogniser of blank, "A" and space, each with the root of a column's mean level: NaN for what is dark."""
+
+    def node(kind: str, source: str, target: str, *attributes: bytes) -> tuple[int, bytes]:
+        sources = [(1, source)] * (3 if kind == "Concat" else 1)
+        return 1, message(*sources, (2, target), (4, kind), *((5, attribute) for attribute in attributes))
+
+    def axes(*numbers: int) -> bytes:
+        return message((1, "axes"), *((8, number) for number in numbers), (20, 7))
+
+    def tensor(name: str, *sides: str | int) -> bytes:
+        shape = message(*((1, message((2, side) if isinstance(side, str) else (1, side))) for side in sides))
+        return message((1, name), (2, message((1, message((1, 1), (2, shape))))))
+
+    graph = message(
+        node("ReduceMean", "pixels", "mean", axes(1, 2), message((1, "keepdims"), (3, 0), (20, 2))),
+        node("Sqrt", "mean", "root"),
+        node("Unsqueeze", "root", "one", axes(2)),
+        node("Concat", "one", "chances", message((1, "axis"), (3, 2), (20, 2))),
+        (2, "reader"),
+        (11, tensor("pixels", "n", 3, 48, "w")),
+        (12, tensor("chances", "n", "w", 3)),
+    )
+    alphabet = message((1, "character"), (2, characters))
+    path.write_bytes(message((1, 6), (7, graph), (8, message((1, ""), (2, 11))), (14, alphabet)))
+
+
+def test_nan_out_of_the_recogniser_fails_those_images_and_keeps_the_others(tmp_path: Path) -> None:
+    write_root_reader(tmp_path / "root.onnx")
+    white, black = np.full((32, 96, 3), 255, np.uint8), np.zeros((32, 96, 3), np.uint8)
+    with pytest.raises(RewardError, match=r"sample 1: .*the recogniser gave non-finite probabilities") as caught:
+        score([white, black, white, black], [wanted("A")] * 4, model_path=str(tmp_path / "root.onnx"))
+    assert list(caught.value.failures) == [1, 3]
+    assert caught.value.partial is not None
+    # All three classes are equally likely, of which the first is the blank: nothing is read of the white ones.
+    np.testing.assert_array_equal(caught.value.partial.scores, np.array([0, np.nan, 0, np.nan], np.float32))
+    assert caught.value.partial.details[1]["target"] == "A"
+
+
+def test_recogniser_whose_classes_are_not_its_alphabet_is_refused(tmp_path: Path) -> None:
+    write_root_reader(tmp_path / "root.onnx", characters="A\nB")
+    with pytest.raises(RewardUnavailableError, match=r"root\.onnx: 3 classes do not fit an alphabet of 4 characters"):
+        build_reward("ocr", layout="line", model_path=str(tmp_path / "root.onnx")).load()
 
 
 @pytest.mark.parametrize("layout", ["line", "auto"])

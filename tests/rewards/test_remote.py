@@ -260,6 +260,13 @@ def test_server_down_at_the_start_is_named_with_the_remedy_at_once() -> None:
     assert time.monotonic() - start < 5
 
 
+def test_server_that_says_nothing_at_the_start_is_told_at_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and nobody ever reads them
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(RewardUnavailableError, match=rf"{url}: did not answer in time"):
+            remote(url, timeout=0.5).load()
+
+
 def test_server_that_comes_later_is_found_by_the_same_reward() -> None:
     port = free_port()
     reward = remote(f"http://127.0.0.1:{port}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xomni_rl.prompt_sets.signs import COLOURS, render_sign
@@ -117,6 +117,7 @@ keys = st.sampled_from(["class", "count", "color", "position", "exclude", "kind"
 scraps = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda s: st.lists(s, max_size=3))
 
 
+@settings(max_examples=50)
 @given(st.lists(st.dictionaries(keys, scraps | st.sampled_from(["dog", "red", "background"])), max_size=3))
 def test_no_check_does_anything_but_parse_or_raise_a_check_error(checks: list[dict[str, Any]]) -> None:
     with suppress(CheckError):

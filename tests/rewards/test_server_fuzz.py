@@ -23,8 +23,8 @@ from xomni_rl.rewards.server import BackgroundServer
 from xomni_rl.rewards.service import Service, local_scorers
 from xomni_rl.rewards.wire import Limits, encode_image
 
-EXAMPLES = 150
-"""Per operation: all of them take about ten seconds."""
+EXAMPLES = 100
+"""Per operation."""
 PICTURE = encode_image(np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8))
 
 
@@ -55,8 +55,8 @@ def assert_lives(url: str) -> None:
         ("GET /health", GenerationMode.POSITIVE),
         ("GET /rewards", GenerationMode.POSITIVE),
         ("GET /rewards/{name}/self_check", GenerationMode.POSITIVE),
-        ("POST /score", GenerationMode.POSITIVE),
-        ("POST /score", GenerationMode.NEGATIVE),
+        pytest.param("POST /score", GenerationMode.POSITIVE, marks=pytest.mark.slow),
+        pytest.param("POST /score", GenerationMode.NEGATIVE, marks=pytest.mark.slow),
     ],
 )
 def test_every_operation_answers_as_it_is_described(server: BackgroundServer, operation: str, mode: GenerationMode) -> None:
