@@ -184,6 +184,7 @@ def test_verdicts_of_known_faults(faulty: tuple[Scores, Findings]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_spam_fools_recall_but_not_precision_of_the_real_reader() -> None:
     readers = {metric: build_reward("ocr", metric=metric, layout="line") for metric in ("edit", "recall", "precision")}
     parts = [Component(metric, reward, 1.0 if metric == "edit" else 0.0) for metric, reward in readers.items()]

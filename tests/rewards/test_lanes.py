@@ -97,7 +97,7 @@ def test_tasks_after_a_failed_one_are_not_begun_and_those_before_it_are() -> Non
 
     def waits(index: int) -> None:
         assert failed.wait(LONG)
-        time.sleep(0.05)  # until the failure is noted
+        time.sleep(0.25)  # until the failure is noted
         begun.append(index)
 
     def fails() -> None:
