@@ -237,11 +237,7 @@ class Learner:
         grad_norm = self._clipped_norm(minibatch)
         self._stepper.step()
         self.scheduler.step()
-        metrics = weighted_means(parts)
-        extremes = (*FIRST_UPDATE_ONLY, "logprob_max_delta")
-        worst = {name: max(part[name] for _, part in parts) for name in extremes if name in metrics} if first else {}
-        others = {name: value for name, value in metrics.items() if name not in extremes}
-        return kept, others | worst | {"grad_norm": grad_norm, "learning_rate": learning_rate}
+        return kept, step_metrics(parts, first) | {"grad_norm": grad_norm, "learning_rate": learning_rate}
 
     def _backward(self, experience: Experience, chunk: np.ndarray, total: int) -> tuple[int, dict[str, float]]:
         """Adds the gradient of this process's share of some groups, weighted by that of the step's `total` kept rollouts.
@@ -318,6 +314,14 @@ def learning_rate_share(done: int, warmup_steps: int, decay_steps: int | None) -
 def split(items: np.ndarray, parts: int) -> Iterator[np.ndarray]:
     """At most `parts` pieces of nearly equal size, none of them empty."""
     yield from (piece for piece in np.array_split(items, parts) if len(piece))
+
+
+def step_metrics(parts: Sequence[tuple[int, dict[str, float]]], first: bool) -> dict[str, float]:
+    """Metrics of an optimizer step from those of its micro-batches: means, and the extremes of a first step."""
+    metrics = weighted_means(parts)
+    extremes = (*FIRST_UPDATE_ONLY, "logprob_max_delta")
+    worst = {name: max(part[name] for _, part in parts) for name in extremes if name in metrics} if first else {}
+    return {name: value for name, value in metrics.items() if name not in extremes} | worst
 
 
 def weighted_means(parts: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
