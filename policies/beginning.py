@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from xomni_rl.policies.checkpoint import CheckpointStore
 from xomni_rl.policies.records import RunFolder, write_json
@@ -22,22 +22,21 @@ from xomni_rl.registry import unknown_name
 def make_accelerator(settings: TrainerSettings, folder: RunFolder, device: torch.device) -> Accelerator:
     """The accelerator of a run: mixed precision, trackers, where they write.
 
-    Raises: SettingsError for an unknown tracker, or several processes.
+    Raises: SettingsError for an unknown tracker.
     """
     known = [str(tracker) for tracker in get_available_trackers()]
     for tracker in settings.trackers:
         if tracker not in known:
             raise SettingsError(unknown_name("or uninstalled tracker in trainer.trackers,", tracker, known))
     logs = folder.path / "tensorboard"
-    accelerator = Accelerator(
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=True)  # the text head takes no part in training
+    return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=settings.mixed_precision,
         log_with=list(settings.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(folder.path), logging_dir=str(logs)),
+        kwargs_handlers=[parallel],
     )
-    if accelerator.num_processes > 1:
-        raise SettingsError(f"training runs in one process, but {accelerator.num_processes} were started")
-    return accelerator
 
 
 def start_trackers(accelerator: Accelerator, config: Mapping[str, Any], step: int | None) -> None:
@@ -79,7 +78,7 @@ def take_back(
 
     Args:
         folder, store: of the run.
-        progress: as the checkpoint has it; a limit that stopped it and was changed stops it no more.
+        progress: as the checkpoint has it.
         begun: whether there is a checkpoint; without one all is taken back.
         changes: settings that changed, see `check_same_run`.
     """
@@ -89,8 +88,6 @@ def take_back(
     if begun:
         store.point("last", step)
         store.point("best", int(progress.heldout.get("best", {}).get("step", -1)))
-    if any(name.startswith("trainer.alarms.") for name in changes):
-        progress.stopped = None
     if folder.manifest.exists():
         manifest = json.loads(folder.manifest.read_text(encoding="utf-8"))
         when = datetime.now(UTC).isoformat(timespec="seconds")

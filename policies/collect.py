@@ -17,7 +17,7 @@ from xomni_rl.policies.algorithms.base import Algorithm, build_algorithm
 from xomni_rl.policies.batches import prompts_of_step, rollout_metrics, stream_seed
 from xomni_rl.policies.curriculum import PassRates
 from xomni_rl.policies.filters import needs_resampling
-from xomni_rl.policies.policy import ImagePolicy
+from xomni_rl.policies.policy import Sampler
 from xomni_rl.policies.settings import SettingsError, TrainerSettings
 from xomni_rl.prompts import Prompt
 
@@ -55,7 +55,7 @@ class Collector:
         algorithm: whether greedy images are needed, how often dull groups are replaced.
     """
 
-    policy: ImagePolicy
+    policy: Sampler
     reward: Any
     prompts: Sequence[Prompt]
     settings: TrainerSettings

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xomni_rl.policies.distributed import Team
 from xomni_rl.policies.shapes import check_shapes
 from xomni_rl.policies.training_state import load_optimizer, optimizer_state
 
@@ -44,34 +44,38 @@ class Critic(nn.Module):
         return values
 
     @torch.no_grad()
-    def values(self, features: Tensor) -> np.ndarray:
+    def values(self, features: Tensor) -> Tensor:
         """Values float32 [N, T] of features [N, T, D], without gradients."""
-        found: np.ndarray = self(features).float().cpu().numpy()
+        found: Tensor = self(features).float()
         return found
 
-    def fit(self, features: Tensor, returns: Tensor, keep: Tensor) -> dict[str, float]:
+    def fit(self, features: Tensor, returns: Tensor, keep: Tensor, team: Team | None = None) -> dict[str, float]:
         """Learns to predict the returns of the kept rollouts.
 
         Args:
-            features: [N, T, D] float.
+            features: [N, T, D] float; of several processes, each has rows of its own.
             returns: [N, T] float; NaN allowed where `keep` is False.
-            keep: [N] bool, at least one True.
+            keep: [N] bool, at least one True in some process.
+            team: the processes that learn together.
         Returns: value_loss (mean squared error before learning) and, if the returns differ, explained_variance (before
             learning; 1 = perfect, 0 = no better than their mean).
         Raises: ValueError if shapes or dtypes differ.
         """
         check_shapes(features=(features, "N T D", "float"), returns=(returns, "N T", "float"), keep=(keep, "N", "bool"))
+        team = team or Team()
         features, returns = features[keep], returns[keep]
+        everyones = team.rows(returns, returns.device)
         first: dict[str, float] = {}
         for _ in range(self.epochs):
             self.optimizer.zero_grad(set_to_none=True)
-            loss = (self(features) - returns).square().mean()
+            loss = (self(features) - returns).square().sum() / everyones.numel()
             if not first:
-                first = {"value_loss": float(loss.detach())}
-                spread = float(returns.var(unbiased=False))
+                first = {"value_loss": sum(team.gathered(float(loss.detach())))}
+                spread = float(everyones.var(unbiased=False))
                 if spread > 0:
                     first["explained_variance"] = 1.0 - first["value_loss"] / spread
             loss.backward()
+            team.add_up([parameter.grad for parameter in self.parameters() if parameter.grad is not None])
             self.optimizer.step()
         return first
 

@@ -1,8 +1,8 @@
 """One run in several processes: who rolls out what, how the parts come together, and what a process does when another ends.
 
 Every process rolls out its share of a step's prompts; their scored rollouts are then gathered, so that advantages, filters and
-figures are those of the whole batch in every process. Updates share the groups, with losses weighted so that the averaged gradient
-is that of one process. The first process alone writes the run folder. What passes between processes is tensors and JSON.
+figures are those of the whole batch in every process. Updates share the groups, with losses weighted so that the averaged
+gradient is that of one process. The first process alone writes the run folder. What passes between them is tensors and JSON.
 
 In one process (`Team()`) nothing is shared, gathered or copied.
 """
@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -101,6 +101,12 @@ class Team:
             return mine
         parts = self.tensors({} if mine is None else {"rows": mine})
         return torch.cat([part["rows"] for part in parts if part]).to(device)
+
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces every tensor by its sum over the processes, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
 
     def tensors(self, mine: Mapping[str, Tensor], *, only_first: bool = False) -> list[dict[str, Tensor]]:
         """Every process's tensors on the CPU, by rank; with `only_first` the others get nothing."""

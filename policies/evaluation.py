@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from xomni_rl.policies.policy import ImagePolicy
+from xomni_rl.policies.policy import Sampler
 from xomni_rl.policies.records import rollout_table
 from xomni_rl.policies.settings import EvaluationSettings
 from xomni_rl.prompts import Prompt
@@ -34,9 +34,7 @@ class Evaluation:
     table: pa.Table
 
 
-def evaluate(
-    policy: ImagePolicy, prompts: Sequence[Prompt], reward: Any, settings: EvaluationSettings | None = None
-) -> Evaluation:
+def evaluate(policy: Sampler, prompts: Sequence[Prompt], reward: Any, settings: EvaluationSettings | None = None) -> Evaluation:
     """Generates one image for each held-out prompt and scores it.
 
     Every prompt's random stream is fixed by the settings' seed and its id, so evaluations differ by the weights alone.

@@ -73,19 +73,8 @@ class TokenBatch:
         )
 
 
-class ImagePolicy(Protocol):
-    """A policy over image tokens.
-
-    Attributes:
-        module: what is trained; called with a `TokenBatch`'s tensors it gives log-probabilities with gradients. The
-            trainer may replace it by a wrapped one (mixed precision, data parallel), so it goes through `logprobs`.
-        model: the weights that checkpoints hold; `module` trains its parameters.
-        feature_size: D of `features`.
-    """
-
-    module: nn.Module
-    model: nn.Module
-    feature_size: int
+class Sampler(Protocol):
+    """Something that rolls out images for prompts."""
 
     def rollout(
         self,
@@ -98,8 +87,23 @@ class ImagePolicy(Protocol):
     ) -> RolloutBatch:
         """Samples, decodes and scores `group_size` images for each prompt, without gradients.
 
-        Another `sampling` than the policy's own is for evaluation: such rollouts are not trained on.
+        Another `sampling` than the sampler's own is for evaluation: such rollouts are not trained on.
         """
+
+
+class ImagePolicy(Sampler, Protocol):
+    """A policy over image tokens.
+
+    Attributes:
+        module: what is trained; called with a `TokenBatch`'s tensors it gives log-probabilities with gradients. The
+            trainer may replace it by a wrapped one (mixed precision, data parallel), so it goes through `logprobs`.
+        model: the weights that checkpoints hold; `module` trains its parameters.
+        feature_size: D of `features`.
+    """
+
+    module: nn.Module
+    model: nn.Module
+    feature_size: int
 
     def logprobs(self, batch: TokenBatch, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [N, T] and, if wanted, entropy [N, T], nats, of the distribution rolled out from.

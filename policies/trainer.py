@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from xomni_rl.policies.beginning import check_same_run, make_accelerator, start_
 from xomni_rl.policies.checkpoint import CheckpointError, CheckpointStore, run_and_checkpoint
 from xomni_rl.policies.collect import Collector, suitable_algorithm
 from xomni_rl.policies.curriculum import PassRates
+from xomni_rl.policies.distributed import PeerError, Team
 from xomni_rl.policies.evaluation import evaluate
 from xomni_rl.policies.policy import ImagePolicy
 from xomni_rl.policies.progress import Display
@@ -38,6 +39,7 @@ from xomni_rl.policies.records import (
     write_table,
 )
 from xomni_rl.policies.settings import TrainerSettings
+from xomni_rl.policies.shared_rollouts import SharedRollouts
 from xomni_rl.policies.training_state import Progress, TrainSummary, read_state, write_state
 from xomni_rl.policies.update import Experience, Learner, NonFiniteError
 from xomni_rl.prompts import Prompt
@@ -105,27 +107,31 @@ class Trainer:
         self.goes_on = bool(config.get("resume"))
         self.config = {**config, "run": str(self.folder.path), "resume": None}
         self.reward_checks: Sequence[Mapping[str, Any]] = ()
+        device = next(policy.model.parameters()).device
+        self.team = Team.current(device.type)
+        self.rollouts = SharedRollouts(policy, self.team, device)
         self.store = CheckpointStore(self.folder.checkpoints, settings.keep_checkpoints)
-        self.display = Display(console, settings.steps, settings.max_seconds)
+        self.display = Display(console if self.team.leads else Console(quiet=True), settings.steps, settings.max_seconds)
         self.progress = Progress()
         self.algorithm = suitable_algorithm(config, settings, reward)
-        self.collector = Collector(policy, reward, self.train_prompts, settings, self.algorithm)
+        self.collector = Collector(self.rollouts, reward, self.train_prompts, settings, self.algorithm)
         self._weights = policy.weight_hashes()
 
     def run(self) -> TrainSummary:
         """Begins or goes on, trains to the end, and writes the summary."""
-        self._begin()
+        with self.team.watched(self.folder.path):
+            self._begin()
         self.tables = TableWriter()
         try:
-            with self.display:
+            with self.display, self.team.watched(self.folder.path):
                 if self.evaluates and "before" not in self.progress.heldout:
                     self._evaluate_before()
                 self._mark = time.perf_counter()
-                if self.settings.alarms.may_roll_back and self.store.newest() is None:
+                if self.settings.alarms.may_roll_back and self.team.same(self.store.newest() is None):
                     self._checkpoint(best=False)
                 self._train()
             self.tables.join()
-        except (TrainingError, CheckpointError, RunFolderError) as error:
+        except (TrainingError, CheckpointError, RunFolderError, PeerError) as error:
             with suppress(RunFolderError):  # a full disk must not hide why training ended
                 self._write_summary(f"stopped: {error}")
             raise
@@ -180,7 +186,9 @@ class Trainer:
 
     def _explained(self, step: int, batch: RolloutBatch, experience: Experience, error: NonFiniteError) -> TrainingError:
         """What to tell of a number that is not finite, with its batch saved."""
-        saved = save_batch(self.folder.path / "nonfinite" / f"step_{step:06d}", batch, experience, error)
+        saved = "process 0 saves the batch"
+        if self.team.leads:
+            saved = save_batch(self.folder.path / "nonfinite" / f"step_{step:06d}", batch, experience, error)
         prompts = ", ".join(batch.prompts[group * batch.group_size].id for group in error.groups)
         remedy = "lower trainer.learning_rate, or go on from an older checkpoint with resume="
         return TrainingError(f"step {step}: {error} (prompts {prompts}); {saved}; {remedy}")
@@ -192,13 +200,14 @@ class Trainer:
         progress, settings = self.progress, self.settings
         progress.step, progress.prompts = step, progress.prompts + settings.prompts_per_step
         images = len(batch.images) if settings.save_images == "all" else 0
-        table = self.folder.rollouts / f"step_{step:06d}.parquet"
-        self.tables.put(table, batch, experience.advantages.cpu().numpy(), images)
+        if self.team.leads:
+            table = self.folder.rollouts / f"step_{step:06d}.parquet"
+            self.tables.put(table, batch, experience.advantages.cpu().numpy(), images)
         flags, diverged = self._raise_alarms(step, metrics)
         if diverged is not None and self._roll_back(step, diverged):
             return
         metrics |= flags
-        self._out_of_time = self._over_time(sum(times.values()))
+        self._out_of_time = self.team.same(self._over_time(sum(times.values())))
         last, best = self._why_stop() is not None, False
         if self.evaluates and (last or step % (settings.evaluate_every or 1) == 0):
             began = time.perf_counter()
@@ -219,7 +228,7 @@ class Trainer:
         for part, seconds in times.items():
             self.progress.seconds[part] = self.progress.seconds.get(part, 0.0) + seconds
         row = finite(metrics)
-        self.folder.append(self.folder.metrics, {"step": step, **row, "time": times})
+        self._append(self.folder.metrics, {"step": step, **row, "time": times})
         self.accelerator.log(row | {f"time/{part}": seconds for part, seconds in times.items()}, step=step)
         self.display.show(step, row, self.progress.train_seconds, step)
 
@@ -230,7 +239,7 @@ class Trainer:
         for alarm in alarms:
             count = self.progress.alarms[alarm.name] = self.progress.alarms.get(alarm.name, 0) + 1
             row = {"step": step, "alarm": alarm.name, "value": alarm.value, "limit": alarm.limit}
-            self.folder.append(self.folder.alarms, row | {"message": alarm.message})
+            self._append(self.folder.alarms, row | {"message": alarm.message})
             if worth_showing(count):
                 self.display.alarm(step, alarm, count)
             if alarm.action == "stop":
@@ -254,9 +263,10 @@ class Trainer:
         self.progress.rollbacks, self.progress.seconds = done + 1, seconds  # time is spent, whatever came of it
         self.progress.alarms["rollback"] = done + 1
         self.learner.halve_learning_rate(done + 1)
-        self.folder.truncate(self.progress.step)
+        if self.team.leads:
+            self.folder.truncate(self.progress.step)
         message = f"went back from step {step} to step {self.progress.step} at half the learning rate: {reason}"
-        self.folder.append(self.folder.alarms, {"step": self.progress.step, "alarm": "rollback", "message": message})
+        self._append(self.folder.alarms, {"step": self.progress.step, "alarm": "rollback", "message": message})
         self.display.warn(message)
         self._checkpoint(best=False)  # a run that is killed now must go on at half the rate too
         return True
@@ -270,9 +280,13 @@ class Trainer:
 
     def _evaluate(self, step: int) -> tuple[dict[str, float], bool]:
         """Held-out figures under `heldout/` with the table written, and whether they are the best so far."""
+        settings = self.settings.evaluation
+        if not self.team.leads:
+            settings = replace(settings, grid_prompts=0)
         with self.accelerator.autocast():
-            found = evaluate(self.policy, self.heldout_prompts, self.evaluation_reward, self.settings.evaluation)
-        write_table(self.folder.heldout / f"step_{step:06d}.parquet", found.table)
+            found = evaluate(self.rollouts, self.heldout_prompts, self.evaluation_reward, settings)
+        if self.team.leads:
+            write_table(self.folder.heldout / f"step_{step:06d}.parquet", found.table)
         figures = {**found.figures, "step": float(step)}
         self.progress.heldout["before" if step == 0 else "after"] = figures
         record = self.progress.best_score
@@ -287,7 +301,7 @@ class Trainer:
         figures, _ = self._evaluate(0)
         seconds = self._elapsed(began)
         row = finite(figures)
-        self.folder.append(self.folder.metrics, {"step": 0, **row, "time": {"heldout": seconds, "total": seconds}})
+        self._append(self.folder.metrics, {"step": 0, **row, "time": {"heldout": seconds, "total": seconds}})
         self.accelerator.log(row, step=0)
         self.display.show(0, row, 0.0, 0)
 
@@ -295,25 +309,21 @@ class Trainer:
         """Writes a checkpoint after everything that belongs before it is on disk."""
         began = time.perf_counter()
         self.tables.join()
-        learner = self.learner
-        self.store.save(
-            self.progress.step,
-            lambda folder: write_state(
-                folder,
-                self.progress,
-                self.policy.model,
-                self.policy.description(),
-                learner.optimizer,
-                learner.scheduler,
-                self.accelerator.scaler,
-                learner.extra_tensors(),
-            ),
-            best=best,
-        )
+        if self.team.leads:
+            self.store.save(self.progress.step, self._write_state, best=best)
         seconds = self._elapsed(began)
         self._mark += seconds
         for part in ("checkpoint", "total"):
             self.progress.seconds[part] = self.progress.seconds.get(part, 0.0) + seconds
+
+    def _write_state(self, folder: Path) -> None:
+        learner, policy = self.learner, self.policy
+        state = (policy.model, policy.description(), learner.optimizer, learner.scheduler, self.accelerator.scaler)
+        write_state(folder, self.progress, *state, learner.extra_tensors())
+
+    def _append(self, file: Path, row: Mapping[str, Any]) -> None:
+        if self.team.leads:
+            self.folder.append(file, row)
 
     def _why_stop(self) -> str | None:
         """The status if training is to end before another step, else None."""
@@ -332,18 +342,14 @@ class Trainer:
         changes = check_same_run(self.folder, self._manifest()) if self.goes_on else {}
         set_seed(self.settings.seed)
         self.accelerator = make_accelerator(self.settings, self.folder, next(self.policy.model.parameters()).device)
-        self.learner = Learner(self.policy, self.algorithm, self.settings, self.accelerator)
+        self.learner = Learner(self.policy, self.algorithm, self.settings, self.accelerator, self.team)
         if self.start is not None:
             self._restore(self.start)
-        self.folder.create(again=self.goes_on)
-        if self.goes_on:
-            take_back(self.folder, self.store, self.progress, begun=self.start is not None, changes=changes)
-            for name, (before, after) in changes.items():
-                self.display.warn(f"going on with {name} = {after!r} instead of {before!r}; noted in manifest.json")
-        write_config(self.folder.config, self.config)
-        if not self.folder.manifest.exists():
-            write_json(self.folder.manifest, self._manifest())
-        write_json(self.folder.path / "reward_checks.json", {str(check["name"]): dict(check) for check in self.reward_checks})
+        for name, (before, after) in changes.items():
+            if name.startswith("trainer.alarms."):
+                self.progress.stopped = None  # a limit that stopped it and was changed stops it no more
+            self.display.warn(f"going on with {name} = {after!r} instead of {before!r}; noted in manifest.json")
+        self.team.together(lambda: self._write_records(changes) if self.team.leads else None)
         for warning in (warning for check in self.reward_checks for warning in check["warnings"]):
             self.display.warn(warning)
         start_trackers(self.accelerator, self.config, self.progress.step if self.start is not None else None)
@@ -351,10 +357,20 @@ class Trainer:
         evaluated = not self.evaluates or self.progress.heldout.get("after", {}).get("step") == self.progress.step
         self._out_of_time = evaluated and self._over_time(0.0)
 
+    def _write_records(self, changes: Mapping[str, list[Any]]) -> None:
+        """Makes the folder, or takes back what came after the checkpoint; configuration, manifest, checks of the rewards."""
+        self.folder.create(again=self.goes_on)
+        if self.goes_on:
+            take_back(self.folder, self.store, self.progress, begun=self.start is not None, changes=changes)
+        write_config(self.folder.config, self.config)
+        if not self.folder.manifest.exists():
+            write_json(self.folder.manifest, self._manifest())
+        write_json(self.folder.path / "reward_checks.json", {str(check["name"]): dict(check) for check in self.reward_checks})
+
     def _manifest(self) -> dict[str, Any]:
         seeds = {"run": self.settings.seed, "evaluation": self.settings.evaluation.seed}
         prompts = {"train": self.train_prompts, "heldout": self.heldout_prompts}
-        return build_manifest(self.config, seeds, self._weights, prompts)
+        return build_manifest(self.config, seeds, self._weights, prompts) | {"processes": self.team.size}
 
     def _elapsed(self, began: float) -> float:
         if self.accelerator.device.type == "cuda":
@@ -373,5 +389,6 @@ class Trainer:
             skipped_steps=progress.skipped,
             seconds=progress.seconds,
         )
-        write_json(self.folder.summary, {key: value for key, value in asdict(summary).items() if key != "folder"})
+        if self.team.leads:
+            write_json(self.folder.summary, {key: value for key, value in asdict(summary).items() if key != "folder"})
         return summary

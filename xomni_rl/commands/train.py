@@ -61,6 +61,8 @@ def run_application(arguments: Sequence[str]) -> None:
 
     from xomni_rl.config import CONFIG_MODULE, ConfigError, explained, register_resolvers
 
+    if _is_sweep(arguments) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a sweep is started once: leave torchrun or accelerate out; hydra/launcher gives jobs processes")
     register_resolvers()
     failures = Failures()
 
@@ -100,6 +102,7 @@ def _run_job(config: DictConfig) -> None:
     from xomni_rl.config import validate
 
     if (number := _job_number()) is not None:
+        _join_tasks()
         folder = HydraConfig.get().runtime.output_dir
         typer.echo(f"job {number}: {' '.join(HydraConfig.get().overrides.task)} → {folder}")
         if config.resume is None:
@@ -121,6 +124,16 @@ def _job_number() -> int | None:
 
     running = HydraConfig.get()
     return int(running.job.num) if running.mode == RunMode.MULTIRUN else None
+
+
+def _join_tasks() -> None:
+    """Tells the tasks of one submitit job of each other, as torchrun would: they are the processes of one run."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return
+    import submitit
+
+    if submitit.JobEnvironment().num_tasks > 1:
+        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
 def _was_queued_again() -> bool:
