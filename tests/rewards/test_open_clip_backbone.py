@@ -312,6 +312,25 @@ def test_two_rewards_on_one_model_run_the_vision_tower_once(tmp_path: Path) -> N
         assert sizes == [3, 1, 3]
 
 
+def test_published_clip_and_aesthetic_are_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--timm--vit_large_patch14_clip_224.openai" / "snapshots" / "0a"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0a")
+    (snapshot / "open_clip_model.safetensors").write_bytes(b"")  # 1.7 GB, which this test does not read
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    clip, aesthetic = ClipReward(model="ViT-L-14-quickgelu", weights="openai"), AestheticReward()
+    found = [reward.backbone._found() for reward in (clip, aesthetic)]
+    # Model, weights, tokenizer and preparation of images are what the shared model and its features go by.
+    assert found[0].weights == found[1].weights == snapshot / "open_clip_model.safetensors"
+    assert (found[0].model, found[0].tokenizer, found[0].preprocess) == (
+        found[1].model,
+        found[1].tokenizer,
+        found[1].preprocess,
+    )
+
+
 def test_two_threads_that_ask_at_once_run_the_vision_tower_once(tmp_path: Path) -> None:
     clip, aesthetic = both_rewards(tmp_path)
     images, prompts = pictures((40, 40), (50, 30)), [Prompt("a", "a"), Prompt("b", "b")]

@@ -335,6 +335,27 @@ def test_too_much_waiting_is_503_with_retry_after_and_passes() -> None:
         assert post(server.url, item(), item()).status_code == 200
 
 
+def test_requests_that_wait_are_scored_together() -> None:
+    sizes: list[int] = []
+    slow = Slow()
+
+    def recorded(images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
+        sizes.append(len(images))
+        return slow(images, prompts)
+
+    reward = CompositeReward([Component("recorded", FunctionReward("recorded", recorded, {}))])
+    with BackgroundServer(Service(local_scorers(reward, max_batch=16), Limits())) as server, ThreadPoolExecutor(9) as pool:
+        asked = [pool.submit(post, server.url, item())]
+        assert slow.called.wait(TIMEOUT)
+        asked += [pool.submit(post, server.url, item(), item()) for _ in range(8)]
+        deadline = time.monotonic() + TIMEOUT
+        while get(f"{server.url}/health").json()["waiting_images"] < 17:
+            assert time.monotonic() < deadline
+        slow.go.set()
+        assert all(each.result(TIMEOUT).status_code == 200 for each in asked)
+    assert sizes == [1, 16]
+
+
 def test_pixels_waiting_are_bounded_too() -> None:
     slow = Slow()
     with slow_server(slow, waiting_pixels=40) as server, ThreadPoolExecutor(2) as pool:  # one picture has 24 px
