@@ -7,7 +7,6 @@ the only way to stop waiting for one that sends a byte now and then.
 import asyncio
 import json
 import os
-import random
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -30,6 +29,7 @@ from xomni_rl.rewards.remote_answers import (
     parse_answer,
     refusal,
 )
+from xomni_rl.rewards.retrying_http import jittered_pause
 from xomni_rl.rewards.wire import (
     Limits,
     Outcome,
@@ -51,8 +51,6 @@ LOOK_S = 10.0
 """How long a server may take to say what it serves."""
 FIRST_PAUSE_S = 0.25
 MOST_ANSWER_BYTES = 64 * 2**20
-
-_random = random.Random()  # of its own: drawing from the global one would change what a run with a seed draws
 
 
 @dataclass(frozen=True)
@@ -222,8 +220,7 @@ class Session:
                     reasons.append(f"{url}: {error}")
                     pause = max(pause, error.after)
             if attempt < self.servers.retries:
-                longest = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
-                await asyncio.sleep(pause + longest * _random.uniform(0.5, 1.0))
+                await asyncio.sleep(pause + jittered_pause(attempt, FIRST_PAUSE_S, LONGEST_PAUSE_S))
         raise AnswerError(f"{reasons[-1]} ({len(reasons)} attempts)", retry=False)
 
     async def _ask(self, method: str, url: str, body: bytes | None = None) -> bytes:

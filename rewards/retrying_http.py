@@ -76,8 +76,7 @@ def request_json(
             error = HttpError(f"HTTP {status}: {_message(answer)}", status)
         except HttpError as raised:
             error = raised
-        pause = min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE) * _random.uniform(0.5, 1.0)
-        pause = max(pause, asked_pause or 0.0)
+        pause = max(jittered_pause(attempt, _FIRST_PAUSE, _LONGEST_PAUSE), asked_pause or 0.0)
         left = deadline - time.monotonic()
         if attempt == retries or not error.is_passing or pause >= left:
             break
@@ -85,6 +84,16 @@ def request_json(
     if left <= 0 and error.status is None:
         raise HttpError(f"no answer within {seconds:g} s") from error
     raise error
+
+
+def jittered_pause(attempt: int, first: float, longest: float) -> float:
+    """Seconds to wait after an attempt (from 0): twice as long each time, less up to a half, so that clients do not march.
+
+    Args:
+        first: of the first pause at most.
+        longest: of any pause.
+    """
+    return min(first * 2**attempt, longest) * _random.uniform(0.5, 1.0)
 
 
 def _exchange(

@@ -32,6 +32,8 @@ class Scripted:
     Args:
         answer: body of a request → (status, headers, body), or None to hang up without a word.
         listed: body of the answer to GET /rewards.
+
+    `requests`: bodies so far; `connections`: how many were opened; `busiest`: most requests under way at once.
     """
 
     def __init__(
@@ -40,16 +42,31 @@ class Scripted:
         listed: bytes = b'{"rewards": ["brightness"]}',
     ) -> None:
         self.requests: list[dict[str, Any]] = []
+        self.connections = self.busy = self.busiest = 0
+        self.lock = threading.Lock()
         script = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # connections stay open
+
+            def setup(self) -> None:
+                with script.lock:
+                    script.connections += 1
+                super().setup()
+
             def do_GET(self) -> None:
                 self.reply(200, {}, listed)
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                script.requests.append(body)
+                with script.lock:
+                    script.requests.append(body)
+                    script.busy += 1
+                    script.busiest = max(script.busiest, script.busy)
                 found = answer(body)
+                with script.lock:
+                    script.busy -= 1
+                self.close_connection = found is None
                 if found is not None:
                     self.reply(*found)
 

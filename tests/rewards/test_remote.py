@@ -216,6 +216,27 @@ def test_unirls_service_can_be_asked() -> None:
     assert sent["required_rewards"] == ["brightness"]
 
 
+def test_connections_are_kept_between_batches() -> None:
+    with Scripted(lambda body: (200, {}, scores_of(body))) as server:
+        reward = remote(server.url, concurrency=2, batch_size=3)
+        for _ in range(5):
+            np.testing.assert_array_equal(reward(GREYS, PROMPTS).scores, [0.5] * 6)
+        assert len(server.requests) == 10
+        assert server.connections == 2
+
+
+def test_no_more_requests_than_allowed_are_under_way() -> None:
+    together = threading.Barrier(3)
+
+    def answer(body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        together.wait(TIMEOUT)  # three at a time, or nobody gets on
+        return 200, {}, scores_of(body)
+
+    with Scripted(answer) as server:
+        remote(server.url, concurrency=3, batch_size=1)(GREYS, PROMPTS)
+        assert (len(server.requests), server.busiest) == (6, 3)
+
+
 # options
 
 
