@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from xomni_rl.policies.checkpoint import CheckpointError, damaged, verify
 from xomni_rl.policies.lora import merged_tensors
+from xomni_rl.policies.settings import SettingsError
 
 Figures = dict[str, float]
 
@@ -138,7 +139,8 @@ def read_state(
         model, optimizer, scheduler, scaler: what it is restored into.
         load_extras: given the tensors that `write_state` had as `extras`; raises KeyError, ValueError or RuntimeError if they
             do not fit.
-    Raises: CheckpointError for a damaged checkpoint, or one of another architecture or optimizer.
+    Raises: CheckpointError for a damaged checkpoint, or one of another architecture or optimizer; SettingsError as
+        `load_extras` does.
     """
     verify(checkpoint)
     weights = read_tensors(checkpoint / "model" / "model.safetensors")
@@ -157,6 +159,8 @@ def read_state(
         load_random_state(generators, state["rng"])
         if load_extras is not None:
             load_extras(kept)
+    except SettingsError:
+        raise
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise damaged(checkpoint / "state.json", f"it does not fit this run: {error}") from error
     load_model(model, weights)

@@ -202,11 +202,20 @@ class Learner:
         return named | {f"critic/{name}": value for name, value in critic.items()}
 
     def load_extra_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores what `extra_tensors` gave. Raises: KeyError, ValueError or RuntimeError if it does not fit."""
+        """Restores what `extra_tensors` gave.
+
+        Raises: SettingsError if the run began without a reference that moves; KeyError, ValueError or RuntimeError if something
+            else does not fit.
+        """
+        anchors = {name: value for name, value in self.extra_tensors().items() if name.startswith("reference/")}
+        if self.algorithm.reference is not None and not anchors.keys() <= tensors.keys():
+            raise SettingsError(
+                f"algorithm.options.reference={self.algorithm.reference.kind} has no reference to go on with, as the run "
+                "began without it: leave it as it was, or start another run with run=FOLDER"
+            )
         with torch.no_grad():
-            for name, value in self.extra_tensors().items():
-                if name.startswith("reference/"):
-                    value.copy_(tensors[name])
+            for name, value in anchors.items():
+                value.copy_(tensors[name])
         if self.critic is not None:
             start = "critic/"
             self.critic.load_state({n.removeprefix(start): value for n, value in tensors.items() if n.startswith(start)})
