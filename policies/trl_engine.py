@@ -35,7 +35,7 @@ from xomni_rl.policies.losses.surrogates import cispo, clipped, gspo, sapo
 from xomni_rl.policies.policy import StackPolicy
 from xomni_rl.policies.settings import SettingsError, TrainerSettings
 from xomni_rl.policies.trainer import Trainer
-from xomni_rl.policies.update import FIRST_UPDATE_ONLY, Experience, NonFiniteError, split, weighted_means
+from xomni_rl.policies.update import Experience, NonFiniteError, split, step_metrics, weighted_means
 
 try:
     from datasets import Dataset
@@ -44,7 +44,6 @@ except ImportError as error:
     raise SettingsError(f"trainer.engine=trl needs TRL ({error}): pip install 'xomni-rl[trl]'") from error
 
 LOSS_TYPES = {"token_mean": "dapo", "sequence_mean": "grpo", "constant_length": "dr_grpo"}
-SCALES = {"std": "group", "batch": "batch", "none": "none"}
 
 
 class TRLTrainer(Trainer):
@@ -54,11 +53,11 @@ class TRLTrainer(Trainer):
     """
 
     def __init__(self, *parts: Any) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise _refused("several processes")
         super().__init__(*parts)
         if not isinstance(self.policy, StackPolicy):
             raise _refused(f"a {type(self.policy).__name__}")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise _refused("several processes")
         self.options = batch_options(self.settings) | algorithm_options(self.algorithm)
 
     def _train(self) -> None:
@@ -112,10 +111,8 @@ class Engine(GRPOTrainer):
         self.run = run
         self.step: Step
         settings, learner = run.settings, run.learner
-        options = dict(run.options)
-        beta = options.pop("beta")
-        by_component = options.get("multi_objective_aggregation") == "normalize_then_sum"
-        self.components = list(range(len(run.reward.names))) if by_component else None
+        options = {name: value for name, value in run.options.items() if name != "beta"}
+        self.by_component = "multi_objective_aggregation" in options
         arguments = GRPOConfig(
             output_dir=str(run.folder.path),  # TRL writes nothing there
             use_cpu=run.accelerator.device.type == "cpu",
@@ -133,19 +130,24 @@ class Engine(GRPOTrainer):
             use_bias_correction_kl=False,  # the KL of arXiv:2402.03300, eq. 4, without an importance weight
             **options,
         )
+        model: Any = run.policy.model
+        pads = [(config, config.pad_token_id) for config in (model.config.get_text_config(), model.generation_config)]
         super().__init__(
-            model=run.policy.model,
+            model=model,
             args=arguments,
-            reward_funcs=[_reward(k) for k in self.components or [0]],
+            reward_funcs=[_reward(k) for k in range(len(run.reward.names) if self.by_component else 1)],
             train_dataset=Dataset.from_dict({"prompt": [prompt.text for prompt in run.train_prompts]}),
             processing_class=run.policy.stack.text_tokenizer,  # type: ignore[attr-defined]  # checked to be a StackPolicy
             callbacks=[_StepEnd(self)],
             optimizers=(learner.optimizer, learner.scheduler),
             rollout_func=lambda prompts, trainer: trainer.rolled_out,
         )
+        for config, pad in pads:
+            config.pad_token_id = pad  # TRL changes it to the tokenizer's, and `train` would change others
+        self.processing_class = self  # image tokens have no text: see `batch_decode`
         self.inputs: dict[str, Any] = {}
-        self.beta = beta  # given in the arguments, TRL would load a reference by the model's name
-        self.ref_model = nn.Identity() if beta else None  # never called: the learner has its log-probabilities
+        self.beta = run.options["beta"]  # given in the arguments, TRL would load a reference by the model's name
+        self.ref_model = nn.Identity() if self.beta else None  # never called: the learner has its log-probabilities
 
     # what TRL trains on
 
@@ -189,11 +191,11 @@ class Engine(GRPOTrainer):
         """What TRL's rollout hook is to return, and beside it `rewards`: one list of numbers per rollout."""
         rewards = batch.rewards
         scores = rewards.normalised.copy()
-        if self.components is None:
-            scores = combine_rewards(scores, rewards.weights)[:, None]
-        else:
+        if self.by_component:
             scores[:, rewards.weights == 0] = np.nan  # logged only: what TRL leaves out of its sum
             self.reward_weights = torch.from_numpy(rewards.weights)
+        else:
+            scores = combine_rewards(scores, rewards.weights)[:, None]
         scores[rewards.failed] = np.nan
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
         return {
@@ -236,6 +238,9 @@ class Engine(GRPOTrainer):
         }
 
     # what TRL asks of the policy
+
+    def batch_decode(self, completion_ids: list[list[int]], **_: Any) -> list[str]:
+        return [""] * len(completion_ids)
 
     def _get_per_token_logps_and_entropies(self, model: nn.Module, *_: Any, **__: Any) -> tuple[Any, Any, None]:
         """Log-probabilities and entropy over the image vocabulary, of the micro-batch under way or of all rollouts."""
@@ -281,13 +286,8 @@ class Engine(GRPOTrainer):
     def optimizer_step_ended(self) -> bool:
         """Closes an optimizer step and, with the last one, the training step. Returns: whether training is to end."""
         step, parts = self.step, self.step.parts
-        extremes = {*FIRST_UPDATE_ONLY, "logprob_max_delta"}
-        metrics = weighted_means(parts)
-        for name in extremes & set(metrics):
-            metrics[name] = max(values[name] for _, values in parts)
-        metrics |= {"loss": sum(values["loss"] for _, values in parts), "grad_norm": self.grad_norm}
-        first = not step.done
-        step.done.append((sum(count for count, _ in parts), {n: v for n, v in metrics.items() if first or n not in extremes}))
+        measured = {"loss": sum(values["loss"] for _, values in parts), "grad_norm": self.grad_norm}
+        step.done.append((sum(count for count, _ in parts), step_metrics(parts, first=not step.done) | measured))
         parts.clear()
         self._metrics["train"].clear()  # TRL's own would pile up
         if step.queue:
@@ -302,11 +302,11 @@ class Engine(GRPOTrainer):
         """Training calls nobody."""
 
 
+@dataclass
 class _StepEnd(TrainerCallback):
     """Tells the engine of every optimizer step."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    engine: Engine
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_training_stop |= self.engine.optimizer_step_ended()
@@ -352,7 +352,7 @@ def _advantage_options(algorithm: Algorithm) -> dict[str, Any]:
         raise _refused("another eps of advantages than 1e-4")
     if function is gdpo_advantages:
         return {"multi_objective_aggregation": "normalize_then_sum"}
-    return {"scale_rewards": SCALES[knobs["scale"]]}
+    return {"scale_rewards": {"std": "group"}.get(knobs["scale"], knobs["scale"])}
 
 
 def _loss_options(algorithm: Algorithm) -> dict[str, Any]:

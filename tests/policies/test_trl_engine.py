@@ -1,9 +1,11 @@
 """The TRL engine beside the native one: the same gradient, weights, figures and files; what it refuses; a kill and after."""
 
+import copy
 import importlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from xomni_rl.config import compose
 from xomni_rl.experiments.report import build_report
 from xomni_rl.experiments.run import build_parts, load_split, plain_config, trained_stack
-from xomni_rl.policies.algorithms.base import build_algorithm
+from xomni_rl.policies.algorithms.base import algorithms, build_algorithm
 from xomni_rl.policies.policy import StackPolicy
 from xomni_rl.policies.records import read_rows
 from xomni_rl.policies.settings import SettingsError, TrainerSettings
@@ -89,10 +91,22 @@ def assert_same_figures(native: list[dict[str, Any]], trl: list[dict[str, Any]])
 # one full first step
 
 
-def first_step(config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Gradients at the first optimizer step, after clipping, and weights after it, by parameter."""
+@pytest.fixture(scope="module")
+def embedded() -> dict[str, Any]:
+    """The embedded stack with real OCR, as a run is given them."""
+    overrides = ["run=unused", "prompts.heldout_count=0", "trainer.steps=1", "trainer.prompts_per_step=2"]
+    config = plain_config(compose([*overrides, "trainer.trackers=[]", "trainer.evaluate_every=null"]))
     parts = build_parts(config)
-    model = parts["policy"].model
+    start = {name: value.clone() for name, value in parts["policy"].model.state_dict().items()}
+    return {"config": config, "start": start, "stack": parts["policy"].stack, "reward": parts["reward"]}
+
+
+def first_step(embedded: dict[str, Any], algorithm: str, engine: str, folder: Path) -> tuple[dict[str, Tensor], ...]:
+    """Gradients at the first optimizer step, after clipping, and weights after it, by parameter."""
+    config = copy.deepcopy(embedded["config"]) | {"run": str(folder), "algorithm": {"name": algorithm, "options": {}}}
+    config["trainer"]["engine"] = engine
+    model = embedded["stack"].model
+    model.load_state_dict(embedded["start"])
     gradients: dict[str, Tensor] = {}
 
     def keep(*_: Any) -> None:
@@ -100,24 +114,29 @@ def first_step(config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Ten
 
     handle = register_optimizer_step_pre_hook(keep)
     try:
-        train(config, **parts, console=Console(file=io.StringIO()))
+        train(
+            config,
+            policy=StackPolicy(embedded["stack"]),
+            reward=embedded["reward"],
+            train_prompts=load_split(config, "train", 0),
+            console=Console(file=io.StringIO()),
+        )
     finally:
         handle.remove()
-    return gradients, {name: value.detach() for name, value in model.named_parameters()}
+    return gradients, {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "dapo", "gspo", "gdpo", "cispo", "sapo"])
-def test_first_step_of_both_engines_has_the_same_gradient_and_weights(algorithm: str, tmp_path: Path) -> None:
-    made = {}
-    for engine in ENGINES:
-        overrides = [f"run={tmp_path / engine}", f"algorithm={algorithm}", "prompts.heldout_count=0", "trainer.steps=1"]
-        config = compose([*overrides, f"trainer.engine={engine}", "trainer.prompts_per_step=2", "trainer.trackers=[]"])
-        made[engine] = first_step(plain_config(config))
-    for native, trl in zip(made["native"], made["trl"], strict=True):
+def test_first_step_of_both_engines_has_the_same_gradient_and_weights(
+    embedded: dict[str, Any], algorithm: str, tmp_path: Path
+) -> None:
+    made = [first_step(embedded, algorithm, engine, tmp_path / engine) for engine in ENGINES]
+    for native, trl in zip(*made, strict=True):
         assert native.keys() == trl.keys()
         for name, value in native.items():
             torch.testing.assert_close(trl[name], value, rtol=0, atol=1e-6)
-    assert sum(float(value.square().sum()) for value in made["native"][0].values()) > 1e-4  # there is a gradient
+    # After clipping the gradient's norm is 1, and AdamW's first step is the learning rate of 2e-5 in every direction.
+    assert sum(float(value.square().sum()) for value in made[0][0].values()) > 1e-3
 
 
 # whole runs
@@ -153,8 +172,17 @@ def test_rollouts_evaluations_and_random_states_of_both_engines_are_the_same(bot
         for ours, theirs in zip(native, trl, strict=True):
             assert theirs.pop("advantage", 0.0) == pytest.approx(ours.pop("advantage", 0.0), abs=1e-4)
             assert repr(ours) == repr(theirs)  # NaN == NaN
+    configs = [(folder / "checkpoints" / "step_000003" / "model" / "config.json").read_text() for folder in folders]
+    assert configs[0] == configs[1]
     states = [load_file(folder / "checkpoints" / "step_000003" / "rng.safetensors") for folder in folders]
     assert torch.equal(states[0]["cpu"], states[1]["cpu"])
+
+
+def test_bfloat16_autocast_takes_the_same_first_step(both) -> None:
+    made = both(trainer__mixed_precision="bf16", trainer__steps=1)
+    native, trl = made["native"][1][1], made["trl"][1][1]
+    assert trl["grad_norm"] == pytest.approx(native["grad_norm"], rel=1e-3)  # bfloat16 has 8 bits: 4e-3 for one number
+    assert trl["ratio_max_deviation"] == pytest.approx(native["ratio_max_deviation"], abs=1e-6)
 
 
 def test_folder_is_what_report_generation_and_resume_read(run, changed: Change, stack: Stack) -> None:
@@ -299,6 +327,20 @@ def test_algorithm_becomes_the_options_of_trl() -> None:
     }
 
 
+def test_algorithms_are_taken_or_refused_as_the_page_of_engines_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "engines.md").read_text()
+    rows = page.split("| algorithm |")[1].split("\n\n")[0].splitlines()[2:]
+    said = {name: "refused" not in row for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert said == {name: is_taken(name) for name in algorithms.names()}
+
+
+def is_taken(name: str) -> bool:
+    try:
+        return bool(algorithm_options(build_algorithm(name)))
+    except SettingsError:
+        return False
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [
@@ -329,6 +371,12 @@ def test_refusal_leaves_no_folder(run, changed: Change) -> None:
     with pytest.raises(SettingsError, match=r"rloo's advantages.*trainer\.engine=native"):
         run(config)
     assert not Path(config["run"]).exists()
+
+
+def test_several_processes_are_refused(run, changed: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingsError, match=r"several processes.*trainer\.engine=native"):
+        run(changed(trainer__engine="trl"))
 
 
 def test_missing_trl_is_one_sentence_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
