@@ -49,6 +49,18 @@ def test_left_padding_does_not_change_logits(model: XOmniForCausalLM) -> None:
     torch.testing.assert_close(model(padded, mask).logits[:, 5:], model(ids).logits, atol=1e-5, rtol=0)
 
 
+def test_images_alone_give_the_same_with_less_and_text_among_them_is_refused(model: XOmniForCausalLM) -> None:
+    text = model.config.vocab_size
+    ids = mixed_ids(model) % model.config.mm_vocab_size + text
+    whole = model.model(ids).last_hidden_state
+    alone = model.model(ids, only_mm=True).last_hidden_state
+    assert torch.equal(alone, whole)
+    gradient = torch.autograd.grad(alone.square().sum(), model.model.lm_embed_tokens.weight, allow_unused=True)[0]
+    assert gradient is None  # of a whole embedding of zeros nothing is made
+    with pytest.raises(IndexError):
+        model.model(torch.cat([ids, ids - text], 1), only_mm=True)
+
+
 @torch.no_grad()
 def test_text_passes_adapter_and_head_layers_unchanged(model: XOmniForCausalLM) -> None:
     """With every middle layer's output projections zeroed, text hidden states are their embeddings, normalised."""

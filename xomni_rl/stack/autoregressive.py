@@ -118,9 +118,20 @@ class XOmniModel(XOmniPreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        only_mm: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        hidden, is_mm = self.embed(input_ids)
+        """Runs the layers.
+
+        Args:
+            input_ids: [N, T] int64; ids from `vocab_size` on are multimodal.
+            attention_mask, position_ids, past_key_values, use_cache: as in `XOmniForCausalLM.forward`.
+            only_mm: all ids are multimodal, so that nothing of text's part is computed, gradients included.
+        Returns: hidden states [N, T, hidden] after the final norm, and the cache if `use_cache`.
+        Raises: IndexError for a text id with `only_mm`.
+        """
+        text = self.config.vocab_size
+        hidden, is_mm = (self.mm_embed_tokens(input_ids - text), None) if only_mm else self.embed(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
@@ -143,8 +154,8 @@ class XOmniModel(XOmniPreTrainedModel):
                 position_embeddings=rotary,
                 **kwargs,
             )
-            hidden = torch.where(is_mm, out, hidden) if self.is_mm_only(i) else out
-        hidden = torch.where(is_mm, self.mm_norm(hidden), self.lm_norm(hidden))
+            hidden = torch.where(is_mm, out, hidden) if is_mm is not None and self.is_mm_only(i) else out
+        hidden = self.mm_norm(hidden) if is_mm is None else torch.where(is_mm, self.mm_norm(hidden), self.lm_norm(hidden))
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values if use_cache else None)
 
 

@@ -199,6 +199,6 @@ def _image_features(
         seen = attention_mask.repeat_interleave(group_size, 0)
         mask = torch.cat([seen, seen.new_ones(len(tokens), tokens.shape[1] - 1)], 1)
         ids = tokens[:, :-1] + model.config.vocab_size
-        rest = model.model(ids, mask, past_key_values=cache, use_cache=True)
+        rest = model.model(ids, mask, past_key_values=cache, use_cache=True, only_mm=True)
         hidden = torch.cat([hidden, rest.last_hidden_state], 1)
     return hidden
