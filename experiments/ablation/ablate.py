@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ def run_ablation(
     Raises: ConfigError, AlgorithmError and AblationError for what cannot be run, before anything is written; ReportError if
         what ended cannot be compared; KeyboardInterrupt.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise AblationError("an ablation starts its runs itself, each in one process: call it without torchrun")
     request = parse(overrides)
     folder = Path(request.folder or f"runs/ablation_{datetime.now():%Y-%m-%d_%H%M%S}")
     if (folder / "config.yaml").exists():

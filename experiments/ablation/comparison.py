@@ -118,6 +118,12 @@ class Comparison:
         """Metrics shown whose every value is 0 or 1."""
         return [metric for metric in self.shown if all(np.isin(v, (0, 1)).all() for v in values_of(self.curves, metric))]
 
+    @property
+    def saturated(self) -> list[str]:
+        """Metrics shown, not of the yes-or-no kind, whose IQM stands at the end of its scale for some method."""
+        ends = {row.metric for row in self.rows if row.iqm.low == row.iqm.high and row.after.low < row.after.high}
+        return [metric for metric in self.shown if metric in ends and metric not in self.yes_or_no]
+
     def rows_of(self, metric: str) -> list[Row]:
         """One per method."""
         return [row for row in self.rows if row.metric == metric]
@@ -200,7 +206,8 @@ def _rows(
     methods: Mapping[str, Sequence[Run]], metric: str, curves: Mapping[tuple[str, str], Sequence[Point]], lower: bool
 ) -> list[Row]:
     sign = -1 if lower else 1
-    tables = {name: (curves[name, metric][0].values, curves[name, metric][-1].values) for name in methods}
+    points = {name: (curves[name, metric][0], curves[name, metric][-1]) for name in methods}
+    tables = {name: (first.values, last.values) for name, (first, last) in points.items()}
     baseline = next(iter(tables))
     best = max(sign * after.mean() for _, after in tables.values())
     return [
@@ -209,8 +216,8 @@ def _rows(
             metric=metric,
             seeds=after.shape[0],
             prompts=after.shape[1],
-            before=statistics.mean(before),
-            after=statistics.mean(after),
+            before=points[name][0].mean,
+            after=points[name][1].mean,
             gain=statistics.mean(after - before),
             iqm_before=statistics.interquartile_mean(before),
             iqm=statistics.interquartile_mean(after),

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from xomni_rl.experiments.ablation import statistics
 from xomni_rl.experiments.ablation.comparison import Comparison
 from xomni_rl.experiments.ablation.runs import Point, Run
 from xomni_rl.experiments.report.figures import PALETTE
@@ -98,8 +97,7 @@ def panels(comparison: Comparison, axis: str) -> list[Panel]:
 
 def heldout_curve(points: Sequence[Point], axis: str) -> Curve:
     """Mean of every evaluation with its 95 % interval over seeds and prompts."""
-    estimates = [statistics.mean(point.values) for point in points]
-    columns = [[getattr(estimate, part) for estimate in estimates] for part in ("value", "low", "high")]
+    columns = [[getattr(point.mean, part) for point in points] for part in ("value", "low", "high")]
     return Curve(np.array([point.at[axis] for point in points]), *map(np.array, columns))
 
 
@@ -138,7 +136,7 @@ def curve_figure(comparison: Comparison, axis: str) -> Figure:
             place.axis("off")
         if len(comparison.methods) > 1:
             handles, labels = figure.axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * columns))
+            figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * columns), handlelength=2.6)
         return figure
 
 

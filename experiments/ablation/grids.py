@@ -26,6 +26,7 @@ from xomni_rl.experiments.report.data import Sample, read_samples, step_files
 ROWS = 10
 COLUMN = 1.55  # inches, of a picture
 TEXT = 0.19  # inches, of a line of text
+WIDTH = 19  # most characters of a line over a column
 SHARP = 8  # most methods that are drawn at full sharpness
 RIGHT, WRONG = "#17774f", "#b8324a"
 BEFORE = "before"
@@ -64,15 +65,15 @@ def grid_figure(comparison: Comparison, rows: Sequence[GridRow]) -> Figure:
     columns = [BEFORE, *comparison.methods]
     height, width, _ = picture(rows[0].samples[BEFORE]).shape
     cell = COLUMN * height / width + 1.5 * TEXT
-    top = 2.2 * TEXT
+    titles = {name: _title(comparison, name) for name in columns}
+    top = (1.2 + max(map(len, titles.values()))) * TEXT
     size = ((1 + len(columns)) * (COLUMN + 0.12) + 0.1, len(rows) * cell + top + 0.1)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size)
-        for number, name in enumerate(columns, 1):
-            seed = f", seed {first_seed(comparison, comparison.methods[name]).seed}" if name != BEFORE else ""
-            title: dict[str, Any] = {"fontsize": 9, "fontweight": "bold", "parse_math": False}
-            x = (number * (COLUMN + 0.12) + 0.1) / size[0]
-            figure.text(x, 1 - 0.75 * top / size[1], textwrap.shorten(name, 24) + seed, **title)
+        for number, lines in enumerate(titles.values(), 1):
+            title: dict[str, Any] = {"fontsize": 8.5, "fontweight": "bold", "va": "bottom", "parse_math": False}
+            left = number * (COLUMN + 0.12) + 0.1
+            figure.text(left / size[0], 1 - (top - 0.4 * TEXT) / size[1], "\n".join(lines), **title)
         for line, row in enumerate(rows):
             bottom = size[1] - top - line * cell - COLUMN * height / width
             words = textwrap.fill(textwrap.shorten(row.prompt, 90, placeholder="…"), 22)
@@ -84,6 +85,14 @@ def grid_figure(comparison: Comparison, rows: Sequence[GridRow]) -> Figure:
                 if name in row.samples:
                     draw_sample(figure.add_axes(box), row.samples[name])
         return figure
+
+
+def _title(comparison: Comparison, name: str) -> list[str]:
+    """Lines over a column: the method's name, broken at its commas, and the seed."""
+    if name == BEFORE:
+        return [BEFORE]
+    parts = [part if len(part) <= WIDTH else f"{part[: WIDTH - 1]}…" for part in name.split(",")]
+    return [*parts, f"seed {first_seed(comparison, comparison.methods[name]).seed}"]
 
 
 def draw_sample(axis: Axes, sample: Sample, title: str = "") -> None:

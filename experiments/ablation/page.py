@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -71,7 +72,7 @@ def _panel(panel: Panel, axis: str) -> figures.Panel:
         figure.add_scatter(
             x=curve.at.astype("float32"),
             y=curve.value.astype("float32"),
-            customdata=[[float(low), float(high)] for low, high in zip(curve.low, curve.high, strict=True)],
+            customdata=np.stack([curve.low, curve.high], axis=1).astype("float32"),
             name=name,
             legendgroup=name,
             mode="lines+markers" if panel.evaluations else "lines",
@@ -85,8 +86,8 @@ def _panel(panel: Panel, axis: str) -> figures.Panel:
 def _band(curve: Curve, name: str, colour: str) -> dict[str, Any]:
     """The area between a curve's ends, drawn there and back."""
     return {
-        "x": [*curve.at.astype("float32"), *curve.at[::-1].astype("float32")],
-        "y": [*curve.high.astype("float32"), *curve.low[::-1].astype("float32")],
+        "x": np.concatenate([curve.at, curve.at[::-1]]).astype("float32"),
+        "y": np.concatenate([curve.high, curve.low[::-1]]).astype("float32"),
         "fill": "toself",
         "fillcolor": colour,
         "opacity": 0.16,

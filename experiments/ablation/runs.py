@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from xomni_rl.experiments.ablation import statistics
+from xomni_rl.experiments.ablation.statistics import Estimate
 from xomni_rl.experiments.report.data import PREFERRED_HEADLINES, ReportError, read_json, read_metrics, read_yaml, step_files
 
 AXES = ("step", "seconds", "samples")
@@ -89,6 +92,11 @@ class Point:
 
     at: Mapping[str, float]
     values: np.ndarray
+
+    @cached_property
+    def mean(self) -> Estimate:
+        """With its 95 % interval; every curve is drawn several times."""
+        return statistics.mean(self.values)
 
 
 def load_run(folder: Path) -> Run:

@@ -117,6 +117,8 @@ def notes(comparison: Comparison) -> list[str]:
     if comparison.yes_or_no:
         names = ", ".join(comparison.yes_or_no)
         said.append(f"The IQM of a yes-or-no metric ({names}) is 0 below a mean of 0.25 and 1 above 0.75: read the mean")
+    if comparison.saturated:
+        said.append(f"The IQM of {', '.join(comparison.saturated)} stands at the end of its scale: read the mean")
     if comparison.lower_is_better:
         said.append(f"Less is better: {', '.join(sorted(comparison.lower_is_better))}")
     return [*said, *comparison.notes]

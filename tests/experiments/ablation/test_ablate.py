@@ -321,3 +321,11 @@ def test_user_error_is_one_sentence_and_leaves_nothing_behind(
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert re.search(words, line), line
     assert [path.name for path in tmp_path.iterdir()] == ["a_run"]
+
+
+def test_ablation_under_torchrun_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(app, ["ablate", "seed=0,1"])
+    assert (result.exit_code, list(tmp_path.iterdir())) == (1, [])
+    assert "an ablation starts its runs itself" in result.stderr

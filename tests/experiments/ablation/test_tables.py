@@ -122,6 +122,14 @@ def test_single_method_is_compared_with_nothing(two_methods: Groups) -> None:
         assert "better than" not in text
 
 
+def test_iqm_at_the_end_of_its_scale_is_named(make_run: MakeRun) -> None:
+    # Nine of ten values are 1: the middle half holds nothing else, whatever is drawn often enough.
+    most = {0: {"reward_clip": [0.5] * 20}, 10: {"reward_clip": [0.5, 0.9] + [1.0] * 18}}
+    text = markdown(compare({"a": [make_run("a", most)]}))
+    assert "The IQM of clip stands at the end of its scale: read the mean." in text
+    assert "stands at the end" not in markdown(compare({"b": [make_run("b", SIDES)]}))
+
+
 def test_cost_is_over_the_seeds_that_reached_the_target() -> None:
     assert cost([2.0, float("inf"), 4.0])[:2] == (3.0, 3.0)
 
