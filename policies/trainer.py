@@ -256,7 +256,7 @@ class Trainer:
         done, seconds = self.progress.rollbacks, self.progress.seconds
         checkpoint = self.store.newest()
         if checkpoint is None or done >= self.settings.alarms.max_rollbacks:
-            self.progress.stopped = f"{reason} (rolled back {done} times)"
+            self.progress.stopped = f"{reason} (rollbacks before: {done})"
             return False
         self.tables.join()
         self._restore(checkpoint)
