@@ -36,7 +36,7 @@ class Gate:
         else:
             forget_peak()
             self._resident = peak_mib()
-        if self._left == 0:
+        while self._left == 0:
             self.report(seconds=self._seconds, mib=peak_mib() - self._resident)
             self._seconds = []
             order = self._orders.readline()

@@ -1,4 +1,4 @@
-"""The two sides of the comparison with TRL, each in a process of its own that trains when it is told to.
+"""The sides of the comparison with TRL, each in a process of its own that trains when it is told to.
 
 Such a process loads everything, then trains as many steps a turn as a line on its standard input says, and answers on its
 standard output (see `Gate`). Its last answer says what was done.
@@ -38,13 +38,20 @@ def job_config(steps: int, overrides: Sequence[str], folder: Path) -> dict[str, 
 
 
 def serve(side: str, steps: int, overrides: Sequence[str]) -> None:
-    """Trains one side ("ours" or "trl") at the orders of the process that started this one."""
+    """Trains one side at the orders of the process that started this one.
+
+    Args:
+        side: "ours"; "bridge", our trainer with TRL as its engine; or "trl", TRL's trainer alone.
+        steps: training steps in all.
+        overrides: of the default configuration, as on the command line.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     gate = Gate(sys.stdin, answers)
     with tempfile.TemporaryDirectory() as folder:
-        config = job_config(steps, overrides, Path(folder))
-        done = train_ours(config, gate) if side == "ours" else train_trl(config, gate)
+        engine = ["trainer.engine=trl"] if side == "bridge" else []
+        config = job_config(steps, [*overrides, *engine], Path(folder))
+        done = train_trl(config, gate) if side == "trl" else train_ours(config, gate)
     gate.report(**done)
 
 

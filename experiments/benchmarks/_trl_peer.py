@@ -107,7 +107,8 @@ class SignReward:
 
     def __call__(self, prompts: list[str], completion_ids: list[list[int]], target: list[str], **_: Any) -> list[float]:
         tokens = torch.tensor(completion_ids) - self.stack.model.config.vocab_size
-        scores = [METRICS["edit"](self.read(image), text) for image, text in zip(self.stack.decode(tokens), target, strict=True)]
+        images = self.stack.decode(tokens)
+        scores = [METRICS["edit"](self.read(image), text) for image, text in zip(images, target, strict=True)]
         if not self.calls:
             self.first = {"tokens": tokens.tolist(), "rewards": scores}
         self.calls.append(list(tokens.shape))
@@ -165,7 +166,7 @@ def train_with_trl(
         "prompts": reward.prompts[:: settings["group_size"]],
         "loss": trainer.loss_type,
         "updates": trainer.state.global_step,
-        "first": reward.first | {name: log[name] for name in ("loss", "grad_norm")},
+        "first": reward.first | {name: log[name] for name in ("loss", "grad_norm", "entropy")},
     }
 
 

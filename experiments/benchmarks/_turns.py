@@ -1,4 +1,4 @@
-"""Our trainer and TRL's on one job, each in its own process, in turns; medians, and a check that both did the same."""
+"""Trainers on one job, each in its own process, in turns, and the medians of what they take."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 import numpy as np
 
-SIDES = ("ours", "trl")
 PATIENT = {"OMP_WAIT_POLICY": "passive"}
 """Threads that wait for others do not spin: where something else runs too, spinning makes every step ten times as long."""
 _PROGRAM = "import sys, json, {package}._train_sides as sides; sides.serve(*json.loads(sys.argv[1]))"
@@ -74,16 +73,19 @@ class Side:
         return self.answer()
 
 
-def take_turns(turns: Turns, overrides: Sequence[str]) -> tuple[dict[str, Side], dict[str, dict[str, Any]]]:
-    """Trains both sides: A B A B …
+def take_turns(
+    names: Sequence[str], turns: Turns, overrides: Sequence[str]
+) -> tuple[dict[str, Side], dict[str, dict[str, Any]]]:
+    """Trains the sides: A B A B …
 
     Args:
+        names: of the sides, see `_train_sides.serve`.
         turns: how much.
         overrides: of the default configuration, as on the command line.
     Returns: the sides with their figures, and what each did, by name.
     Raises: RuntimeError if a side fails.
     """
-    with started(turns.total, overrides) as sides:
+    with started(names, turns.total, overrides) as sides:
         for side in sides.values():
             side.answer()
         for side in sides.values():
@@ -98,10 +100,10 @@ def take_turns(turns: Turns, overrides: Sequence[str]) -> tuple[dict[str, Side],
 
 
 @contextmanager
-def started(steps: int, overrides: Sequence[str]) -> Iterator[dict[str, Side]]:
-    """Both processes, loading; ended at the end, whatever happens."""
-    with tempfile.TemporaryFile("w+") as ours, tempfile.TemporaryFile("w+") as theirs:
-        sides = {name: _start(name, steps, overrides, errors) for name, errors in zip(SIDES, (ours, theirs), strict=True)}
+def started(names: Sequence[str], steps: int, overrides: Sequence[str]) -> Iterator[dict[str, Side]]:
+    """The processes, loading; ended at the end, whatever happens."""
+    with ExitStack() as stack:
+        sides = {name: _start(name, steps, overrides, stack.enter_context(TemporaryFile("w+"))) for name in names}
         try:
             yield sides
         finally:
@@ -112,28 +114,22 @@ def started(steps: int, overrides: Sequence[str]) -> Iterator[dict[str, Side]]:
 
 def _start(name: str, steps: int, overrides: Sequence[str], errors: IO[str]) -> Side:
     command = [sys.executable, "-c", _PROGRAM.format(package=__package__), json.dumps([name, steps, list(overrides)])]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-    process = subprocess.Popen(command, **pipes, text=True, env=PATIENT | os.environ)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=PATIENT | os.environ)
     return Side(name, process, errors)
 
 
-def compared(sides: dict[str, Side]) -> dict[str, Any]:
-    """Figures of both sides.
+def ratios(sides: Mapping[str, Side], peer: str) -> list[float]:
+    """Our seconds of a step over the peer's, each the median of a turn: one ratio a turn."""
+    ours, theirs = (np.median(sides[name].seconds, axis=1) for name in ("ours", peer))
+    return [float(ratio) for ratio in ours / theirs]
 
-    Returns: `ratio` (median over the turns of the medians' quotient, ours / TRL's), `ratios` of the turns, `memory_ratio`,
-        `seconds` and `peer_seconds` (medians of all steps), `spread` and `peer_spread` (quartiles of all steps), `mib` and
-        `peer_mib`.
-    """
-    ours, peer = (np.array(sides[name].seconds) for name in SIDES)
-    ratios = np.median(ours, axis=1) / np.median(peer, axis=1)
+
+def measured(side: Side) -> dict[str, Any]:
+    """Figures of one side: `seconds` of a step (median of all counted ones), their `quartiles`, and `mib`."""
+    quartiles = np.quantile(np.array(side.seconds), (0.25, 0.75))
     return {
-        "ratio": float(np.median(ratios)),
-        "ratios": [round(float(ratio), 3) for ratio in ratios],
-        "memory_ratio": sides["ours"].mib / sides["trl"].mib,
-        "seconds": float(np.median(ours)),
-        "peer_seconds": float(np.median(peer)),
-        "spread": [round(float(q), 4) for q in np.quantile(ours, (0.25, 0.75))],
-        "peer_spread": [round(float(q), 4) for q in np.quantile(peer, (0.25, 0.75))],
-        "mib": round(sides["ours"].mib, 1),
-        "peer_mib": round(sides["trl"].mib, 1),
+        "seconds": float(np.median(side.seconds)),
+        "quartiles": [round(float(quartile), 4) for quartile in quartiles],
+        "mib": round(side.mib, 1),
     }
