@@ -62,8 +62,7 @@ class TRLTrainer(Trainer):
 
     def _train(self) -> None:
         while self._why_stop() is None:  # more than once only after going back to a checkpoint
-            with own_random_state(self.settings.seed), warnings.catch_warnings():  # TRL seeds the global generators
-                warnings.simplefilter("ignore")  # that the rollout hook is experimental
+            with own_random_state(self.settings.seed):  # TRL seeds the global generators
                 engine = Engine(self)
             try:
                 with suppress(_NothingLeft):
@@ -108,6 +107,8 @@ class Engine(GRPOTrainer):
 
     def __init__(self, run: TRLTrainer) -> None:
         logging.getLogger("trl.trainer.grpo_trainer").setLevel(logging.ERROR)  # it warns of every rollout without a reward
+        for meant in ("You are using 'rollout_func'", "`is_gradient_checkpointing` is deprecated"):
+            warnings.filterwarnings("ignore", message=meant)
         self.run = run
         self.step: Step
         settings, learner = run.settings, run.learner
@@ -271,8 +272,6 @@ class Engine(GRPOTrainer):
             raise NonFiniteError(f"the gradient's norm is {float(norm)}", self.inputs["groups"].tolist())
         self.grad_norm, self.learning_rate = float(norm), float(self.lr_scheduler.get_last_lr()[0])
         return norm
-
-    # what the run records
 
     @torch.no_grad()
     def _measured(self, inputs: dict[str, Any], loss: float) -> tuple[int, dict[str, float]]:
