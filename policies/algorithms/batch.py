@@ -1,10 +1,13 @@
 """REINFORCE against the mean reward of the batch, in units of its deviation.
 
-A_i = (R_i - mean R) / (std R + 1e-4);  L = mean over tokens of -min(r·A, clip(r, 1-ε_low, 1+ε_high)·A)
+    A_i = (R_i - mean R) / (std R + 1e-4)    over the batch
+    L   = mean over tokens of -min(r·A, clip(r, 1-ε_low, 1+ε_high)·A)
 
 The oldest baseline: prompts of different difficulty are compared with each other. Works with one rollout per prompt.
 
-Source: R. J. Williams, "Simple statistical gradient-following algorithms", 1992; scaling: arXiv:1707.06347's reference code.
+Source: R. J. Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning", 1992; the
+clipped loss: arXiv:1707.06347, eq. 7. Departs from them: the reward is divided by its deviation over the batch, as
+implementations of PPO do with advantages.
 """
 
 from __future__ import annotations

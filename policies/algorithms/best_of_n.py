@@ -1,10 +1,12 @@
 """Supervised fine-tuning on the best of N: rejection sampling, what the paper compares RL with.
 
-Each prompt's best rollout is imitated:  L = mean over its tokens of -logprob
+    A_i = 1 for the best rollout of each group, 0 for the others
+    L   = mean over the best rollouts' tokens of -logprob
 
-A group whose rewards are all equal has no best and is left out.
+A rollout's reward only chooses: how much better the best is does not matter.
 
-Source: arXiv:2507.22058, section 4, where RL beats it; arXiv:2309.06657 for the method.
+Source: arXiv:2507.22058, section 4, where RL beats it; arXiv:2304.06767 for the method. Departs from the latter: a group whose
+rewards are all equal has no best and is left out.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ def best_of_n(*, min_reward: float | None = None, filter: str = "best_of_group",
     """Best-of-N fine-tuning: imitate the best rollout of each group (rejection sampling).
 
     Args:
-        min_reward: a best rollout below it is not imitated; None = any.
-        filter: see `policy_gradient`; by default groups without a best rollout are left out.
+        min_reward: a best rollout below it is not imitated; None = any that is better than the worst.
+        filter: which rollouts take part; by default the best of each group alone.
         common: options that all policy-gradient algorithms share, see `policy_gradient`.
     Raises: AlgorithmError for a value out of range.
     """

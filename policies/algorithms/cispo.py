@@ -1,8 +1,9 @@
 """CISPO: the importance weight is clipped and constant, so that every token keeps its gradient.
 
-l = -sg[clip(r, 1-ε_low, 1+ε_high)]·A·logprob
+    A_i = (R_i - mean_g R) / (std_g R + 1e-4)
+    L   = mean over tokens of -sg[clip(r, 1-ε_low, 1+ε_high)]·A·logprob
 
-Source: arXiv:2506.13585, eq. 4 and 5; the bound of 5: arXiv:2510.13786.
+Source: arXiv:2506.13585, eq. 4 and 5; the largest weight of 5: arXiv:2510.13786.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def cispo(*, clip_low: float = 1.0, clip_high: float = 4.0, scale: Scale = "std"
     Args:
         clip_low: how far below 1 the weight may go; 1 = no bound.
         clip_high: the same above 1.
-        scale: std, batch, or none to leave the advantage unscaled.
+        scale: divides the advantage: std = the deviation of its group, batch = of the whole batch, none = nothing.
         common: options that all policy-gradient algorithms share, see `policy_gradient`.
     Raises: AlgorithmError for a value out of range.
     """

@@ -1,6 +1,15 @@
 """Clip-Cov: a few tokens whose log-probability and advantage rise together are left out, for they cost the most entropy.
 
-Source: arXiv:2505.22617, section 4.2; the page of the surrogate says where it departs.
+    A_i   = (R_i - mean_g R) / (std_g R + 1e-4)
+    Cov_t = (logprob_t - mean logprob)·(A_t - mean A)
+    L     = mean over tokens of l_t,  l_t = 0 for t in I,  else -min(r·A, clip(r, 0, 2)·A)
+    I     = the share `fraction` of the n tokens, drawn from those with ω_low ≤ Cov_t ≤ ω_high
+
+Means, and the share, are of the tokens of a micro-batch. One token at least is drawn, if any lies there: of the 3072 tokens of
+the embedded stack's default step that is all.
+
+Source: arXiv:2505.22617, section 4.2. Departs from it: the draw is a hash of the token's own numbers, so that a run that goes
+on makes the same choices; as in its authors' code, the ratio is clipped too, and one token at least is drawn.
 """
 
 from __future__ import annotations
@@ -23,7 +32,7 @@ def clip_cov(
     Args:
         fraction: share of the tokens that is held back.
         covariance_low, covariance_high: they are drawn from those whose covariance lies between.
-        scale: std, batch, or none to leave the advantage unscaled.
+        scale: divides the advantage: std = the deviation of its group, batch = of the whole batch, none = nothing.
         common: options that all policy-gradient algorithms share, see `policy_gradient`.
     Raises: AlgorithmError for a value out of range.
     """

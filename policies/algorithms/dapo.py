@@ -1,9 +1,10 @@
 """Decoupled clip and dynamic sampling: a wider bound above 1, groups that teach nothing replaced, a mean over tokens.
 
-A_i = (R_i - mean_g R) / (std_g R + 1e-4);  L = mean over tokens of -min(r·A, clip(r, 1-ε_low, 1+ε_high)·A),  ε_high > ε_low
+    A_i = (R_i - mean_g R) / (std_g R + 1e-4)
+    L   = mean over tokens of -min(r·A, clip(r, 1-ε_low, 1+ε_high)·A),  ε_high > ε_low
 
-Groups whose rewards are all equal are replaced by other prompts' in at most `resample_rounds` rounds; those that are left are
-left out.
+Groups whose rewards are all equal are replaced by other prompts' in at most `resample_rounds` rounds; those that remain are
+left out of the update.
 
 Source: arXiv:2503.14476, sections 3.1 to 3.3. Departs from it: resampling is bounded; no overlong reward shaping, since an
 image's length is fixed.
@@ -32,7 +33,7 @@ def dapo(
         clip_low: how far below 1 the importance ratio may go, in [0, 1].
         clip_high: the same above 1.
         resample_rounds: how often dull groups may be replaced.
-        filter: see `policy_gradient`; by default what stayed dull is left out.
+        filter: which rollouts take part; by default those of groups that stayed dull do not.
         common: options that all policy-gradient algorithms share, see `policy_gradient`.
     Raises: AlgorithmError for a value out of range.
     """

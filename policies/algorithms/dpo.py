@@ -1,8 +1,10 @@
 """Online direct preference optimisation: the best rollout of a prompt is preferred over its worst.
 
-L = mean over prompts of -log σ(β·(Δ_best - Δ_worst)),  Δ = Σ_t (logprob - reference)
+    Δ = Σ_t (logprob - reference)
+    L = mean over prompts of -log σ(β·(Δ_best - Δ_worst))
 
-A group whose rewards are all equal makes no pair.
+A group whose rewards are all equal makes no pair and is left out. The options that policy-gradient algorithms share are not
+its: the pairs are the filter, and β is the weight of the reference.
 
 Source: arXiv:2305.18290, eq. 7; pairs from the policy itself: arXiv:2402.04792. Departs from the latter: the pair is chosen by
 reward among a group's rollouts.
@@ -33,8 +35,8 @@ def dpo(
 
     Args:
         beta: β, loss per nat, above 0.
-        kl_estimator: k1, k2 or k3; of the metric kl_reference.
-        reference, reference_decay, reference_every: see `Reference`.
+        kl_estimator: k1, k2 or k3; of the metric kl_reference alone.
+        reference, reference_decay, reference_every: what Δ is measured to: frozen, ema or reset; see `Reference`.
     Raises: AlgorithmError for a value out of range.
     """
     from xomni_rl.policies.advantages import preference_advantages  # here, so that listing algorithms needs no torch

@@ -1,7 +1,7 @@
 """GRPO done right: GRPO without its two biases.
 
-A_i = R_i - mean_g R
-L   = Σ over tokens of [ -min(r·A, clip(r, 1-ε_low, 1+ε_high)·A) ] / (rollouts · T)
+    A_i = R_i - mean_g R
+    L   = Σ over tokens of [ -min(r·A, clip(r, 1-ε_low, 1+ε_high)·A) ] / (rollouts · T)
 
 Not dividing by the group's standard deviation leaves easy and hard prompts at the weight their rewards give them; the
 constant divisor leaves long and short rollouts at equal weight per token.

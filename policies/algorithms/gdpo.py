@@ -1,11 +1,14 @@
 """GDPO: every reward component normalised within its group, then summed, then standardised over the batch.
 
-a_ik = (r_ik - mean_g r_k) / (std_g r_k + 1e-4);  s_i = Σ_k w_k a_ik;  A_i = (s_i - mean s) / (std s + 1e-4)
+    z_ik = (r_ik - mean_g r_k) / (std_g r_k + 1e-4)
+    S_i  = Σ_k w_k z_ik
+    A_i  = (S_i - mean S) / (std S + 1e-4)
+    L    = mean over tokens of -min(r·A, clip(r, 1-ε_low, 1+ε_high)·A)
 
 Rewards of different scales keep their say, which a sum before normalising takes from the narrower ones. Set
-`reward.normalisation: none`, or components are normalised twice.
+`reward.normalisation=none`, or components are normalised twice.
 
-Source: arXiv:2601.05242.
+Source: arXiv:2601.05242. Departs from it: a component that does not apply to a rollout is left out of its sum.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """GMPO: the geometric instead of the arithmetic mean over a rollout's tokens, which outliers move less.
 
-L = mean over rollouts of -A · exp(mean_t of the clipped log-ratio)
+    A_i = (R_i - mean_g R) / (std_g R + 1e-4)
+    c_t = the log-ratio of token t, at most ε_high if A > 0, at least -ε_low if A ≤ 0
+    L   = mean over rollouts of -A·exp(mean_t c_t)
 
-Source: arXiv:2507.20673.
+Source: arXiv:2507.20673, objective J_GMPO and its bounds (e^-0.4, e^0.4).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ def gmpo(*, clip_low: float = 0.4, clip_high: float = 0.4, scale: Scale = "std",
 
     Args:
         clip_low, clip_high: how far a token's log-ratio may go, nats.
-        scale: std, batch, or none to leave the advantage unscaled.
+        scale: divides the advantage: std = the deviation of its group, batch = of the whole batch, none = nothing.
         common: options that all policy-gradient algorithms share, see `policy_gradient`.
     Raises: AlgorithmError for a value out of range.
     """

@@ -1,7 +1,7 @@
 """Group relative policy optimisation: a rollout is judged against the other rollouts of its prompt.
 
-A_i = (R_i - mean_g R) / (std_g R + 1e-4)
-L   = mean over tokens of [ -min(r·A, clip(r, 1-ε_low, 1+ε_high)·A) + β·KL(policy ‖ reference) ]
+    A_i = (R_i - mean_g R) / (std_g R + 1e-4)
+    L   = mean over tokens of [ -min(r·A, clip(r, 1-ε_low, 1+ε_high)·A) + β·KL(policy ‖ reference) ]
 
 Source: arXiv:2402.03300. Departs from it: the mean goes over all tokens of the batch (the paper's per-rollout mean is
 `aggregation: sequence_mean`; the same thing while all images have one size); β is 0 by default.
@@ -36,7 +36,7 @@ def grpo(
         clip_high: the same above 1.
         dual_clip: bound on the ratio where the advantage is negative, above 1 (arXiv:1912.09729); None = no bound.
         aggregation: token_mean, sequence_mean or constant_length.
-        scale: std, batch, or none to leave the advantage unscaled.
+        scale: divides the advantage: std = the deviation of its group, batch = of the whole batch, none = nothing.
         common: options that all policy-gradient algorithms share, see `policy_gradient`.
     Raises: AlgorithmError for a value out of range.
     """

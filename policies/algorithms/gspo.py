@@ -1,6 +1,10 @@
 """GSPO: one importance ratio for a whole rollout, the geometric mean of its tokens'.
 
-s_i = exp(mean_t (logprob - old));  L = mean over rollouts of -min(s·A, clip(s, 1-ε_low, 1+ε_high)·A)
+    A_i = (R_i - mean_g R) / (std_g R + 1e-4)
+    s_i = exp(mean_t (logprob - old))
+    L   = mean over rollouts of -min(s·A, clip(s, 1-ε_low, 1+ε_high)·A)
+
+The bounds are far narrower than PPO's, because s averages over many tokens.
 
 Source: arXiv:2507.18071, eq. 5 and 7.
 """
@@ -23,7 +27,7 @@ def gspo(*, clip_low: float = 3e-4, clip_high: float = 4e-4, scale: Scale = "std
     Args:
         clip_low: how far below 1 the importance ratio may go, in [0, 1].
         clip_high: the same above 1.
-        scale: std, batch, or none to leave the advantage unscaled.
+        scale: divides the advantage: std = the deviation of its group, batch = of the whole batch, none = nothing.
         common: options that all policy-gradient algorithms share, see `policy_gradient`.
     Raises: AlgorithmError for a value out of range.
     """

@@ -1,10 +1,12 @@
 """GSPO-token: GSPO's ratio and clip, with room for an advantage per token.
 
-s_it = sg[s_i]·exp(logprob_t - sg[logprob_t]);  L = mean over rollouts of mean_t -min(s_t·A_t, clip(s_t, 1-ε_low, 1+ε_high)·A_t)
+    A_i  = (R_i - mean_g R) / (std_g R + 1e-4)
+    s_it = sg[s_i]·exp(logprob_t - sg[logprob_t]),  s_i = exp(mean_t (logprob - old))
+    L    = mean over rollouts of mean_t -min(s_t·A_t, clip(s_t, 1-ε_low, 1+ε_high)·A_t)
 
-With one advantage per rollout its gradient is GSPO's.
+With one advantage per rollout, as here, its loss and gradient are GSPO's.
 
-Source: arXiv:2507.18071, section 4.3.
+Source: arXiv:2507.18071, section 4.3, eq. 13 and 14.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ def gspo_token(*, clip_low: float = 3e-4, clip_high: float = 4e-4, scale: Scale 
     Args:
         clip_low: how far below 1 the importance ratio may go, in [0, 1].
         clip_high: the same above 1.
-        scale: std, batch, or none to leave the advantage unscaled.
+        scale: divides the advantage: std = the deviation of its group, batch = of the whole batch, none = nothing.
         common: options that all policy-gradient algorithms share, see `policy_gradient`.
     Raises: AlgorithmError for a value out of range.
     """

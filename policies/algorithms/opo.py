@@ -1,7 +1,10 @@
 """On-policy optimisation with the baseline of least variance.
 
-A_i = R_i - Σ_j l_j R_j / Σ_j l_j over the group, l = length; images of one size have one length, so that is the group's mean
-L   = mean over tokens of -A·logprob, strictly on policy: one update per rollout
+    A_i = R_i - Σ_j l_j R_j / Σ_j l_j    over the group, l = length
+    L   = mean over tokens of -A·logprob
+
+Images of one size have one length, so the baseline is the group's mean. Its other half is to be strictly on policy: one update
+per rollout, which is `trainer.epochs=1 trainer.minibatches=1`.
 
 Source: arXiv:2505.23585. Departs from it: the loss is a mean over tokens.
 """

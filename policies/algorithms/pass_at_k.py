@@ -1,9 +1,14 @@
 """Pass@k training: rewarded is the best of k images of a prompt, so that exploring pays.
 
-A_i: the exact mean, over all k-subsets of the group that hold rollout i, of the standardised pass@k reward
-L   = mean over tokens of -min(r·A, clip(r, 1-ε_low, 1+ε_high)·A)
+    ρ       = 1 - C(w, k) / C(n, k),  σ = sqrt(ρ (1 - ρ))
+    A_right = (1 - ρ) / σ
+    A_wrong = (1 - ρ - C(w-1, k-1) / C(n-1, k-1)) / σ
+    L       = mean over tokens of -min(r·A, clip(r, 1-ε_low, 1+ε_high)·A)
 
-Source: arXiv:2508.10751. A reward passes from `threshold` on.
+n rollouts of a prompt, w of them wrong (a reward below `threshold`), C(a, b) ways to choose b of a. A_i is the mean, over all
+k-subsets of the group that hold rollout i, of the standardised reward of the subset's best, in closed form.
+
+Source: arXiv:2508.10751, eq. 14 and 15. Departs from it: graded rewards are cut at `threshold`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
 """Proximal policy optimisation with a critic: a token is judged against what the critic expected there.
 
-δ_t = r_t + γ V_{t+1} - V_t;  A_t = Σ_l (γλ)^l δ_{t+l};  L = mean over tokens of -min(r·A, clip(r, 1-ε_low, 1+ε_high)·A)
+    δ_t = r_t + γ V_{t+1} - V_t
+    A_t = Σ_l (γλ)^l δ_{t+l},  then standardised over all tokens of the batch
+    L   = mean over tokens of -min(r·A, clip(r, 1-ε_low, 1+ε_high)·A)
 
-The reward comes at the last token. The critic is a value head on the policy's own features (`xomni_rl.policies.critic`), set by
+The reward comes at the last token. The critic is a value head on the policy's own features (`policies/critic.py`), set by
 `trainer.critic`. Works with one rollout per prompt.
 
-Source: arXiv:1707.06347, eq. 7 and 11; arXiv:1506.02438. Departs from it: the critic's features carry no gradient; γ is 1.
+Source: arXiv:1707.06347, eq. 7 and 11; arXiv:1506.02438. Departs from them: the critic's features carry no gradient; γ is 1;
+advantages are standardised, as implementations do.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
 """REINFORCE: the score function times the advantage, strictly on policy.
 
-A_i as in GRPO;  L = mean over tokens of -A·logprob
+    A_i = (R_i - mean_g R) / (std_g R + 1e-4)
+    L   = mean over tokens of -A·logprob
 
-Source: R. J. Williams, "Simple statistical gradient-following algorithms", 1992.
+What was sampled earlier is not corrected for: one update per rollout, which is `trainer.epochs=1 trainer.minibatches=1`.
+
+Source: R. J. Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning", 1992.
+Departs from it: the baseline is the group's mean, and what is left is divided by the group's deviation.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ def reinforce(*, scale: Scale = "std", **common: Any) -> Algorithm:
     """REINFORCE with group-relative advantages, no ratio and no clip.
 
     Args:
-        scale: std, batch, or none to leave the advantage unscaled.
+        scale: divides the advantage: std = the deviation of its group, batch = of the whole batch, none = nothing.
         common: options that all policy-gradient algorithms share, see `policy_gradient`.
     Raises: AlgorithmError for a value out of range.
     """

@@ -1,8 +1,10 @@
 """ReMax: a rollout against the greedy image of its prompt.
 
-A_i = R_i - R_greedy;  L = mean over tokens of -A·logprob
+    A_i = R_i - R_greedy
+    L   = mean over tokens of -A·logprob
 
-Costs one more image per prompt, drawn by taking the likeliest token each time. Works with one rollout per prompt.
+Costs one more image per prompt, drawn by taking the likeliest token each time. Works with one rollout per prompt. Greedy images
+are scored in a batch of their own, so it needs rewards as scored: `reward.normalisation=none`.
 
 Source: arXiv:2310.10505. Departs from it: the loss is a mean over tokens; no KL in the reward by default.
 """

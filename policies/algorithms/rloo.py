@@ -1,9 +1,13 @@
 """REINFORCE with a leave-one-out baseline: a rollout against the mean of the others of its prompt.
 
-A_i = R_i - mean over j ≠ i of R_j;  L = mean over rollouts of Σ_t -A·logprob_t  (as a mean over tokens)
+    A_i = R_i - mean over j ≠ i of R_j
+    L   = mean over tokens of -A·logprob
 
-Source: arXiv:2402.14740. Departs from it: the loss is a mean over tokens, which changes the learning rate's unit; with several
-updates per rollout take `surrogate: clipped`.
+The baseline does not depend on the rollout, so the gradient is unbiased. With several updates per rollout take
+`surrogate: clipped`.
+
+Source: arXiv:2402.14740. Departs from it: the loss is a mean over tokens instead of a sum over those of a rollout, which
+changes the learning rate's unit.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
 """SAPO: a soft gate in place of the hard clip.
 
-l = -σ(τ·(r - 1))·4/τ·A, with a temperature τ of its own for each sign of A
+    A_i = (R_i - mean_g R) / (std_g R + 1e-4)
+    L   = mean over rollouts of mean_t -(4/τ)·σ(τ·(r-1))·A,  τ = τ_positive if A > 0, else τ_negative
 
-Source: arXiv:2511.20347.
+The further a token's ratio is from 1, the less the token pulls. τ is larger for A < 0, because a negative advantage raises all
+other tokens.
+
+Source: arXiv:2511.20347, section 3.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ def sapo(
 
     Args:
         temperature_positive, temperature_negative: τ for positive and negative advantages, above 0.
-        scale: std, batch, or none to leave the advantage unscaled.
+        scale: divides the advantage: std = the deviation of its group, batch = of the whole batch, none = nothing.
         common: options that all policy-gradient algorithms share, see `policy_gradient`.
     Raises: AlgorithmError for a value out of range.
     """
