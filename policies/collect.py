@@ -125,7 +125,9 @@ class Collector:
     def _noted(self, seen: PassRates, batches: Sequence[RolloutBatch]) -> PassRates:
         """Pass rates with those of more batches, if there is a curriculum."""
         curriculum = self.settings.curriculum
-        for batch in batches if curriculum is not None else ():
+        if curriculum is None:
+            return seen
+        for batch in batches:
             ids = [prompt.id for prompt in batch.prompts]
             seen = seen.update(ids, batch.rewards.scores, memory=curriculum.memory, threshold=curriculum.threshold)
         return seen

@@ -246,7 +246,7 @@ def _check_options(name: str, entry: Callable[..., Any], options: Mapping[str, A
 def _check_types(name: str, entry: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raises ValueError for an option of another kind than the entry's annotation says, as far as that is plain."""
     try:
-        hints = get_type_hints(entry.__init__ if isinstance(entry, type) else entry)
+        hints = get_type_hints(vars(entry).get("__init__", entry) if isinstance(entry, type) else entry)
     except (NameError, TypeError, AttributeError):  # of a user's function, whose annotations may be anything
         return
     for option, value in options.items():

@@ -18,7 +18,7 @@ GUIDED = SamplingConfig(cfg_scale=2.0)
 def test_recomputed_logprobs_equal_the_samplers(stack: Stack, prompts, cheap_reward, sampling: SamplingConfig) -> None:
     policy = StackPolicy(stack, sampling)
     batch = policy.rollout(prompts[:3], cheap_reward(), group_size=2, seed=0)
-    logprobs, entropy = policy.logprobs(TokenBatch.of(batch))
+    logprobs, entropy = policy.logprobs(TokenBatch.of(batch), with_entropy=True)
     assert logprobs.requires_grad
     torch.testing.assert_close(logprobs.detach(), batch.old_logprobs, atol=1e-4, rtol=0)
     torch.testing.assert_close(entropy.detach(), batch.entropy, atol=1e-4, rtol=0)

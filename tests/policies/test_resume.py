@@ -51,12 +51,21 @@ def assert_same_run(one: Path, other: Path, step: int) -> None:
     assert metrics(one) == metrics(other)
     assert [repr(row) for row in tables(one).items()] == [repr(row) for row in tables(other).items()]  # NaN == NaN
     assert summary(one) == summary(other)
-    for name in ("model/model.safetensors", "optimizer.safetensors", "rng.safetensors"):
-        ours, theirs = (load_file(folder / f"checkpoints/step_{step:06d}" / name) for folder in (one, other))
+    last = f"checkpoints/step_{step:06d}"
+    files = [
+        sorted(path.relative_to(folder / last) for path in (folder / last).rglob("*.safetensors")) for folder in (one, other)
+    ]
+    assert files[0] == files[1]
+    assert len(files[0]) >= 3  # weights, optimizer, generators; extras where the algorithm has some
+    for name in files[0]:
+        ours, theirs = (load_file(folder / last / name) for folder in (one, other))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items()), name
     assert (one / "checkpoints/last").read_text() == (other / "checkpoints/last").read_text()
-    assert (one / "checkpoints/best").read_text() == (other / "checkpoints/best").read_text()
+    best = [
+        pointer.read_text() if pointer.exists() else None for pointer in (one / "checkpoints/best", other / "checkpoints/best")
+    ]
+    assert best[0] == best[1]
     names = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (one, other)]
     assert names[0] == names[1]
 
@@ -165,6 +174,39 @@ def test_run_killed_at_many_points_equals_one_never_stopped(changed: Change, tmp
     assert not [path for path in run.folder.rglob("*") if ".tmp" in path.name or path.name.endswith(".old")]
 
 
+STATEFUL: dict[str, dict[str, Any]] = {
+    "critic": {"algorithm": {"name": "ppo", "options": {}}},
+    "average": {"algorithm__options": {"kl_coef": 0.01, "reference": "ema", "reference_decay": 0.5}},
+    "renewed": {"algorithm__options": {"kl_coef": 0.01, "reference": "reset", "reference_every": 2}},
+    "curriculum": {"trainer__curriculum": {"low": 0.2, "high": 0.8}},
+    "replaced": {"algorithm": {"name": "dapo", "options": {}}, "reward": "dull_for_even"},
+    "greedy": {"algorithm": {"name": "remax", "options": {}}},
+    "pairs": {"algorithm": {"name": "dpo", "options": {}}},
+    "adapters": {"model": {"path": "tiny_random", "lora": {"rank": 2}}, "algorithm__options": {"kl_coef": 0.01}},
+}
+"""What keeps something from step to step, or draws more than a step's own prompts."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STATEFUL)
+def test_killed_run_with_a_state_of_its_own_equals_one_never_stopped(
+    changed: Change, tmp_path: Path, trainings: Trainings, name: str
+) -> None:
+    values = dict(STATEFUL[name])
+    red = changed()["reward"]["components"]["red"]["reward"]
+    values["reward"] = {"components": {"red": {"reward": red.replace("redness", values.get("reward", "redness"))}}}
+    settings = {"trainer__steps": 4, "trainer__checkpoint_every": 2, "trainer__evaluate_every": None}
+    settings |= {"trainer__learning_rate": 3e-3, "trainer__warmup_steps": 0}
+    whole = changed(run=str(tmp_path / "whole"), **settings, **values)
+    Killable(trainings, whole).finish(resume=False)
+    run = Killable(trainings, changed(run=str(tmp_path / "killed"), **settings, **values))
+    run.kill_when(lambda: run.has_step(3), resume=False)  # after the checkpoint of step 2; step 3 is taken back
+    run.finish(resume=True)
+    assert_same_run(run.folder, Path(whole["run"]), step=4)
+    (entry,) = json.loads((run.folder / "manifest.json").read_text())["resumes"]
+    assert entry["step"] == 2
+
+
 def test_more_steps_later_equal_all_steps_at_once(changed: Change, tmp_path: Path) -> None:
     once = changed(run=str(tmp_path / "once"), trainer__steps=4)
     parts = changed(run=str(tmp_path / "parts"), trainer__steps=2)
@@ -228,6 +270,22 @@ def test_changed_setting_that_may_change_is_noted(changed: Change) -> None:
     (entry,) = json.loads((Path(config["run"]) / "manifest.json").read_text())["resumes"]
     assert entry["changed"] == {"trainer.learning_rate": [3e-4, 1e-5]}
     assert "going on with trainer.learning_rate = 1e-05 instead of 0.0003" in output.getvalue()
+
+
+def test_learning_rate_changed_on_resume_is_the_one_trained_with(changed: Change) -> None:
+    config = changed(trainer__steps=1, trainer__warmup_steps=0, trainer__evaluate_every=None)
+    start(config)
+    other = changed(trainer__steps=3, trainer__warmup_steps=0, trainer__evaluate_every=None, trainer__learning_rate=1e-5)
+    start(other | {"resume": config["run"]})
+    assert [row["learning_rate"] for row in metrics(Path(config["run"]))] == [3e-4, 1e-5, 1e-5]
+
+
+def test_rank_of_adapters_cannot_change_in_a_run_that_goes_on(changed: Change) -> None:
+    config = changed(model__lora={"rank": 2}, trainer__steps=1, trainer__evaluate_every=None)
+    start(config)
+    other = changed(model__lora={"rank": 3}, trainer__steps=2, trainer__evaluate_every=None) | {"resume": config["run"]}
+    with pytest.raises(SettingsError, match=r"model\.lora\.rank cannot change .* it was 2 and is 3"):
+        start(other)
 
 
 def test_other_weights_or_prompts_under_the_same_name_are_refused(changed: Change) -> None:

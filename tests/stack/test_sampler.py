@@ -39,7 +39,8 @@ def draw(stack: Stack, sampling: SamplingConfig, prompts: list[str], group_size:
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
 def test_scored_logprobs_equal_the_samplers(stack: Stack, sampling: SamplingConfig) -> None:
     samples, (ids, mask), context = draw(stack, sampling, PROMPTS, group_size=4)
-    logprobs, entropies = score_image_tokens(stack.model, ids, mask, samples.tokens, sampling=sampling, with_entropy=True, **context)
+    wanted = {"sampling": sampling, "with_entropy": True}
+    logprobs, entropies = score_image_tokens(stack.model, ids, mask, samples.tokens, **wanted, **context)
     torch.testing.assert_close(logprobs, samples.logprobs, atol=1e-4, rtol=0)
     torch.testing.assert_close(entropies, samples.entropy, atol=1e-4, rtol=0)
 
