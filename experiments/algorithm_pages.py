@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from xomni_rl.config import compose
-from xomni_rl.policies.algorithms.base import Algorithm, algorithms, build_algorithm
+from xomni_rl.policies.algorithms.base import Algorithm, algorithms, build_algorithm, try_out
 
 CONF = Path(__file__).parent / "conf" / "algorithm"
 DOCS = Path(__file__).parents[1] / "docs" / "algorithms"
@@ -192,20 +192,8 @@ def shared_options() -> str:
 
 def measured(algorithm: Algorithm) -> list[str]:
     """Names of the metrics that an update with an algorithm gives, but for those that every update has."""
-    import numpy as np
-    import torch
-
-    size = max(2, algorithm.least_group_size)
-    rewards, weights, group = np.linspace(0, 1, size, dtype=np.float32)[:, None], np.ones(1, np.float32), np.zeros(size, int)
-    known = {"greedy": rewards, "values": np.zeros((size, 3), np.float32)}
-    known = {need: values for need, values in known.items() if need in algorithm.needs}
-    advantages = torch.from_numpy(algorithm.advantage(rewards, weights, group, **known))
-    logprobs = torch.zeros(size, 3)
-    extras = {"group": torch.from_numpy(group)} if "group" in algorithm.needs else {}
-    mask = torch.ones(size, 3, dtype=torch.bool)
-    _, metrics = algorithm.loss(logprobs, logprobs, advantages, mask, logprobs if algorithm.reference else None, **extras)
     beside = ["value_loss", "explained_variance"] if "values" in algorithm.needs else []
-    return [*metrics, *beside, *(["resampled_share", "resample_rounds"] if algorithm.resample_rounds else [])]
+    return [*try_out(algorithm), *beside, *(["resampled_share", "resample_rounds"] if algorithm.resample_rounds else [])]
 
 
 @cache

@@ -151,7 +151,7 @@ def test_light_commands_load_neither_torch_nor_transformers(arguments: list[str]
         (["train", "trainer.stpes=3"], 'unknown configuration key "trainer.stpes"; nearest: trainer.steps'),
         (["train", "algorithm=grop"], 'unknown choice of group algorithm, "grop"; nearest: grpo'),
         (["train", "trainer.steps=0"], "trainer.steps must be a whole number of at least 1, but is 0"),
-        (["train", "algorithm.options.clip_low=2"], "algorithm.options.clip_low must be at most 1, but is 2"),
+        (["train", "algorithm.options.clip_low=2"], r"algorithm\.options\.clip_low must be in \[0, 1\], but is 2"),
         (["train", "algorithm.name=grop"], 'unknown algorithm "grop"; nearest: grpo'),
         (["train", "reward.components.ocr.reward=orc"], 'unknown reward "orc"; nearest: ocr'),
         (["train", "reward.components.ocr.options.metric=edt"], 'unknown metric "edt"; nearest: edit'),

@@ -107,13 +107,38 @@ def build_algorithm(name: str, options: Mapping[str, Any] | None = None) -> Algo
     _check_options(name, factory, options)
     try:
         algorithm = factory(**options)
+        if not isinstance(algorithm, Algorithm):
+            raise AlgorithmError(f'"{name}" must return an Algorithm, but returned {type(algorithm).__name__}')
+        try_out(algorithm)
     except AlgorithmError:
         raise
     except ValueError as error:
-        raise AlgorithmError(f"algorithm {name}: {error}") from error
-    if not isinstance(algorithm, Algorithm):
-        raise AlgorithmError(f'"{name}" must return an Algorithm, but returned {type(algorithm).__name__}')
+        named = str(error).partition(" ")[0] in options
+        raise AlgorithmError(f"algorithm.options.{error}" if named else f"algorithm {name}: {error}") from error
     return algorithm
+
+
+def try_out(algorithm: Algorithm) -> dict[str, Tensor]:
+    """Advantages and loss of one small group, so that a knob out of range is named before anything is drawn.
+
+    Returns: the loss's metrics.
+    Raises: ValueError, as the algorithm's functions raise it.
+    """
+    import numpy as np
+    import torch
+
+    size = max(2, algorithm.least_group_size)
+    rewards, weights = np.linspace(0, 1, size, dtype=np.float32)[:, None], np.ones(1, np.float32)
+    group = np.zeros(size, np.int64)
+    keep = torch.from_numpy(algorithm.filter(rewards, weights, group))
+    known = {"greedy": rewards, "values": np.zeros((size, 1), np.float32)}
+    known = {need: values for need, values in known.items() if need in algorithm.needs}
+    advantages = torch.from_numpy(algorithm.advantage(rewards, weights, group, **known))[keep]
+    logprobs = torch.zeros(len(advantages), 1)
+    extras = {"entropy": logprobs, "sampler_logprobs": logprobs, "group": torch.from_numpy(group)[keep]}
+    extras = {need: values for need, values in extras.items() if need in algorithm.needs}
+    reference = None if algorithm.reference is None else logprobs
+    return algorithm.loss(logprobs, logprobs, advantages, torch.ones_like(logprobs, dtype=torch.bool), reference, **extras)[1]
 
 
 def policy_gradient(
@@ -256,6 +281,20 @@ def _check_options(name: str, factory: Callable[..., Algorithm], options: Mappin
     for option in options:
         if option not in known:
             raise AlgorithmError(unknown_name(f"option of algorithm {name},", option, known))
+    for option, value in options.items():
+        _check_number(option, value, own.get(option) or inspect.signature(policy_gradient).parameters[option])
     required = [key for key, value in own.items() if value.default is value.empty and key not in options]
     if required:
         raise AlgorithmError(f"algorithm {name} needs the option {required[0]}: set algorithm.options.{required[0]}")
+
+
+def _check_number(option: str, value: object, parameter: inspect.Parameter) -> None:
+    """Raise AlgorithmError unless a value is a number where the default is one, and a whole one where that is."""
+    if parameter.annotation == "float | None" and value is None:
+        return
+    wanted = isinstance(parameter.default, int | float) or parameter.annotation == "float | None"
+    whole = isinstance(parameter.default, int)
+    if isinstance(parameter.default, bool) or not wanted:
+        return
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise AlgorithmError(f"algorithm.options.{option} must be a {'whole number' if whole else 'number'}, but is {value!r}")
