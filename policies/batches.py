@@ -58,14 +58,16 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
     """Figures of scored rollouts, NaN where nothing applies.
 
     Returns: reward and reward_std (weighted average and its deviation over the batch), reward/<component>,
-        reward/<metric>, entropy (nats per token), failed_share, zero_variance_share (absent if no group has a reward, or groups
-        are of one).
+        reward/<metric>, not_applicable/<component> (how many rollouts it does not apply to; absent if it applies to all),
+        entropy (nats per token), failed_share, zero_variance_share (absent if no group has a reward, or groups are of one).
     """
     rewards = batch.rewards
     scored = rewards.scores[~np.isnan(rewards.scores)].astype(np.float64)
     metrics = {"reward": mean(rewards.scores), "reward_std": float(scored.std()) if len(scored) else float("nan")}
     metrics |= {f"reward/{name}": mean(rewards.components[:, k]) for k, name in enumerate(rewards.names)}
     metrics |= {f"reward/{name}": mean(values) for name, values in rewards.metrics.items()}
+    left_out = np.isnan(rewards.components[~rewards.failed]).sum(axis=0)
+    metrics |= {f"not_applicable/{name}": float(count) for name, count in zip(rewards.names, left_out, strict=True) if count}
     metrics |= {"entropy": float(batch.entropy.double().mean()), "failed_share": float(rewards.failed.mean())}
     share = zero_variance_share(rewards.normalised, rewards.weights, batch.group) if batch.group_size > 1 else None
     return metrics if share is None else metrics | {"zero_variance_share": share}

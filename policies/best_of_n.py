@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import comb
@@ -11,7 +12,6 @@ from scipy.special import comb
 from xomni_rl.envs.rollout import rollout
 from xomni_rl.policies.shapes import check_shapes
 from xomni_rl.prompts import Prompt
-from xomni_rl.rewards.composite import CompositeReward
 from xomni_rl.stack.sampler import SamplingConfig
 from xomni_rl.stack.stack import Stack
 
@@ -34,7 +34,7 @@ class BestImages:
 def best_images(
     stack: Stack,
     prompts: Sequence[Prompt],
-    reward: CompositeReward,
+    reward: Any,
     n: int,
     *,
     seed: int = 0,
@@ -45,7 +45,7 @@ def best_images(
 
     Where the reward applies to none of a prompt's images, or failed on all of them, the first is kept.
 
-    Args: as in `xomni_rl.envs.rollout.rollout`; n is its group size.
+    Args: as in `xomni_rl.envs.rollout.rollout`; `reward` is a composite and n the group size.
     Raises: what `rollout` raises.
     """
     batch = rollout(stack, prompts, reward, group_size=n, seed=seed, sampling=sampling, size=size)

@@ -33,7 +33,7 @@ from xomni_rl.envs.rollout import RolloutBatch
 from xomni_rl.prompts import Prompt
 
 PACKAGES: tuple[str, ...] = ("accelerate", "diffusers", "gymnasium", "numpy", "onnxruntime", "rapidocr", "safetensors")
-PACKAGES += ("torch", "transformers", "xomni-rl")
+PACKAGES += ("torch", "transformers", "trl", "xomni-rl")
 _STEP = re.compile(r"step_(\d+)\.parquet$")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 from PIL import Image
@@ -246,11 +246,12 @@ def _check_options(name: str, entry: Callable[..., Any], options: Mapping[str, A
 def _check_types(name: str, entry: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raises ValueError for an option of another kind than the entry's annotation says, as far as that is plain."""
     try:
-        hints = get_type_hints(vars(entry).get("__init__", entry) if isinstance(entry, type) else entry)
-    except (NameError, TypeError, AttributeError):  # of a user's function, whose annotations may be anything
+        hints = {each.name: each.annotation for each in inspect.signature(entry, eval_str=True).parameters.values()}
+    except (NameError, TypeError, AttributeError, SyntaxError):  # of a user's function, whose annotations may be anything
         return
     for option, value in options.items():
-        allowed = _alternatives(hints.get(option, Any))
+        hint = hints.get(option, Any)
+        allowed = _alternatives(Any if hint is inspect.Parameter.empty else hint)
         if not any(_is_kind(value, each) for each in allowed):
             kinds = " or ".join(_KINDS[each] for each in allowed)
             raise ValueError(f'option {option} of reward "{name}" must be {kinds}, got {value!r}')

@@ -121,7 +121,7 @@ def build_algorithm(name: str, options: Mapping[str, Any] | None = None) -> Algo
 def try_out(algorithm: Algorithm) -> dict[str, Tensor]:
     """Advantages and loss of one small group, so that a knob out of range is named before anything is drawn.
 
-    Returns: the loss's metrics.
+    Returns: the loss's metrics; none if the filter keeps nothing of such a group.
     Raises: ValueError, as the algorithm's functions raise it.
     """
     import numpy as np
@@ -131,6 +131,8 @@ def try_out(algorithm: Algorithm) -> dict[str, Tensor]:
     rewards, weights = np.linspace(0, 1, size, dtype=np.float32)[:, None], np.ones(1, np.float32)
     group = np.zeros(size, np.int64)
     keep = torch.from_numpy(algorithm.filter(rewards, weights, group))
+    if not keep.any():
+        return {}
     known = {"greedy": rewards, "values": np.zeros((size, 1), np.float32)}
     known = {need: values for need, values in known.items() if need in algorithm.needs}
     advantages = torch.from_numpy(algorithm.advantage(rewards, weights, group, **known))[keep]

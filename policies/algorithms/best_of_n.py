@@ -30,6 +30,8 @@ def best_of_n(*, min_reward: float | None = None, filter: str = "best_of_group",
     from xomni_rl.policies.advantages import best_indicator_advantages  # here, so that listing algorithms needs no torch
     from xomni_rl.policies.losses.surrogates import log_likelihood
 
+    if min_reward is not None and filter == "best_of_group":
+        common = {**common, "filter_options": {"min_reward": min_reward}}
     return policy_gradient(
         "best_of_n",
         partial(best_indicator_advantages, min_reward=min_reward),

@@ -147,6 +147,7 @@ def test_reward_for_nothing_at_all_skips_every_update(run, config: dict[str, Any
     for row in rows(config)[1:]:
         assert "reward" not in row
         assert row["failed_share"] == (1.0 if function == "failing" else 0.0)
+        assert row.get("not_applicable/red") == (None if function == "failing" else 4)  # two prompts with two images each
     assert summary.alarms == ({"failed_scores": 3} if function == "failing" else {})
     assert summary.heldout["before"] == {"step": 0.0}
 

@@ -272,13 +272,14 @@ def test_options_of_the_right_kind_and_unknown_annotations_are_let_through(tmp_p
         ("rules", {"threshold": "0.5"}, "a number"),
         ("pickscore", {"weights": 3}, "text or null"),
         ("hpsv2", {"offload": "yes"}, "true or false"),
+        ("hpsv2.1", {"offload": "yes"}, "true or false"),
         ("vlm_alignment", {"judge_prompt": 3}, "text or null"),
         ("unified_reward", {"max_new_tokens": "128"}, "a whole number"),
     ],
 )
 def test_yaml_of_another_kind_is_refused_by_every_reward(name: str, options: dict[str, Any], kind: str) -> None:
     [option] = options
-    with pytest.raises(ValueError, match=rf'option {option} of reward "{name}" must be {kind}, got '):
+    with pytest.raises(ValueError, match=rf'option {option} of reward "{re.escape(name)}" must be {kind}, got '):
         build_reward(name, **options)
 
 

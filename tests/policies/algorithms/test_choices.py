@@ -126,7 +126,9 @@ def test_best_of_n_imitates_the_best_of_each_group_that_has_one() -> None:
     assert algorithm.filter is best_of_group
     assert algorithm.filter(rewards, ONE, group).tolist() == [False, True, False, True, False, False]
     assert algorithm.advantage(rewards, ONE, group).tolist() == [0, 1, 0, 1, 0, 0]
-    assert build_algorithm("best_of_n", {"min_reward": 2.0}).advantage(rewards, ONE, group).tolist() == [0, 1, 0, 0, 0, 0]
+    demanding = build_algorithm("best_of_n", {"min_reward": 2.0})
+    assert demanding.advantage(rewards, ONE, group).tolist() == [0, 1, 0, 0, 0, 0]
+    assert demanding.filter(rewards, ONE, group).tolist() == [False, True, False, False, False, False]
     # the better it is already known, the smaller the loss: -logprob, and its gradient over two tokens
     assert loss(algorithm, [[0.5, 0.0]], [1.0]) == (pytest.approx((0.5 + 1.0) / 2), [[-0.5, -0.5]])
 
