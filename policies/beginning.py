@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
 
 from xomni_rl.policies.checkpoint import CheckpointStore
 from xomni_rl.policies.records import RunFolder, write_json
@@ -22,7 +22,7 @@ from xomni_rl.registry import unknown_name
 def make_accelerator(settings: TrainerSettings, folder: RunFolder, device: torch.device) -> Accelerator:
     """The accelerator of a run: mixed precision, trackers, where they write.
 
-    Raises: SettingsError for an unknown tracker.
+    Raises: SettingsError for an unknown tracker, or a checkpoint to go on from under DeepSpeed.
     """
     known = [str(tracker) for tracker in get_available_trackers()]
     for tracker in settings.trackers:
@@ -30,13 +30,20 @@ def make_accelerator(settings: TrainerSettings, folder: RunFolder, device: torch
             raise SettingsError(unknown_name("or uninstalled tracker in trainer.trackers,", tracker, known))
     logs = folder.path / "tensorboard"
     parallel = DistributedDataParallelKwargs(find_unused_parameters=True)  # the text head takes no part in training
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=settings.mixed_precision,
         log_with=list(settings.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(folder.path), logging_dir=str(logs)),
         kwargs_handlers=[parallel],
     )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it has no data loader to ask, and clips by itself
+        if folder.holds_run or settings.alarms.may_roll_back:
+            raise SettingsError("under DeepSpeed no run goes on from a checkpoint or rolls back: use fsdp2.yaml")
+        asked = {"train_micro_batch_size_per_gpu": 1, "train_batch_size": accelerator.num_processes}
+        clipping = {"gradient_clipping": settings.max_grad_norm or 0.0}
+        accelerator.state.deepspeed_plugin.deepspeed_config.update(asked | clipping)
+    return accelerator
 
 
 def start_trackers(accelerator: Accelerator, config: Mapping[str, Any], step: int | None) -> None:

@@ -274,8 +274,10 @@ class Trainer:
     def _restore(self, checkpoint: Path) -> None:
         """Everything as it was when the checkpoint was written."""
         learner = self.learner
-        state = (self.policy.model, learner.optimizer, learner.scheduler, self.accelerator.scaler)
+        state = (self.policy.model, learner.saved_optimizer, learner.scheduler, self.accelerator.scaler)
         self.progress = read_state(checkpoint, *state, learner.load_extra_tensors)
+        if learner.divided is not None:
+            learner.divided.push()
         learner.halve_learning_rate(self.progress.rollbacks)
 
     def _evaluate(self, step: int) -> tuple[dict[str, float], bool]:
@@ -309,6 +311,8 @@ class Trainer:
         """Writes a checkpoint after everything that belongs before it is on disk."""
         began = time.perf_counter()
         self.tables.join()
+        if self.learner.divided is not None:
+            self.learner.divided.collect()
         if self.team.leads:
             self.store.save(self.progress.step, self._write_state, best=best)
         seconds = self._elapsed(began)
@@ -318,7 +322,7 @@ class Trainer:
 
     def _write_state(self, folder: Path) -> None:
         learner, policy = self.learner, self.policy
-        state = (policy.model, policy.description(), learner.optimizer, learner.scheduler, self.accelerator.scaler)
+        state = (policy.model, policy.description(), learner.saved_optimizer, learner.scheduler, self.accelerator.scaler)
         write_state(folder, self.progress, *state, learner.extra_tensors())
 
     def _append(self, file: Path, row: Mapping[str, Any]) -> None:
@@ -364,13 +368,14 @@ class Trainer:
             take_back(self.folder, self.store, self.progress, begun=self.start is not None, changes=changes)
         write_config(self.folder.config, self.config)
         if not self.folder.manifest.exists():
-            write_json(self.folder.manifest, self._manifest())
+            processes = {"processes": self.team.size, "parallel": self.accelerator.distributed_type.value}
+            write_json(self.folder.manifest, self._manifest() | processes)
         write_json(self.folder.path / "reward_checks.json", {str(check["name"]): dict(check) for check in self.reward_checks})
 
     def _manifest(self) -> dict[str, Any]:
         seeds = {"run": self.settings.seed, "evaluation": self.settings.evaluation.seed}
         prompts = {"train": self.train_prompts, "heldout": self.heldout_prompts}
-        return build_manifest(self.config, seeds, self._weights, prompts) | {"processes": self.team.size}
+        return build_manifest(self.config, seeds, self._weights, prompts)
 
     def _elapsed(self, began: float) -> float:
         if self.accelerator.device.type == "cuda":

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from xomni_rl.policies.checkpoint import CheckpointError, damaged, verify
+from xomni_rl.policies.divided import DividedWeights
 from xomni_rl.policies.lora import merged_tensors
 from xomni_rl.policies.settings import SettingsError
 
@@ -96,7 +97,7 @@ def write_state(
     progress: Progress,
     model: nn.Module,
     description: Mapping[str, Any],
-    optimizer: Optimizer,
+    optimizer: Optimizer | DividedWeights,
     scheduler: LRScheduler,
     scaler: Any = None,
     extras: Mapping[str, Tensor] | None = None,
@@ -127,7 +128,7 @@ def write_state(
 def read_state(
     checkpoint: Path,
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | DividedWeights,
     scheduler: LRScheduler,
     scaler: Any = None,
     load_extras: Callable[[Mapping[str, Tensor]], None] | None = None,
@@ -208,8 +209,10 @@ def check_architecture(checkpoint: Path, found: Mapping[str, Tensor], expected: 
             )
 
 
-def optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def optimizer_state(model: nn.Module, optimizer: Optimizer | DividedWeights) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors as `<kind>/<parameter>`, and the parameter groups' settings as JSON values."""
+    if isinstance(optimizer, DividedWeights):
+        return optimizer.collected
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {
         f"{kind}/{names[parameter]}": value.detach().cpu().contiguous()
@@ -224,8 +227,13 @@ def optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, T
     return tensors, {"class": type(optimizer).__name__, "groups": groups}
 
 
-def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+def load_optimizer(
+    model: nn.Module, optimizer: Optimizer | DividedWeights, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> None:
     """Restores what `optimizer_state` gave. Raises: ValueError if it belongs to another optimizer or model."""
+    if isinstance(optimizer, DividedWeights):
+        optimizer.load(tensors, settings)
+        return
     groups = settings["groups"]
     here = optimizer_state(model, optimizer)[1]
     for what, there in (("class", settings["class"]), ("groups", [group["parameters"] for group in groups])):

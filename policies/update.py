@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from xomni_rl.envs.rollout import RolloutBatch
@@ -18,6 +19,7 @@ from xomni_rl.policies.advantages import rewards_with_kl
 from xomni_rl.policies.algorithms.base import Algorithm
 from xomni_rl.policies.critic import Critic
 from xomni_rl.policies.distributed import Team
+from xomni_rl.policies.divided import DIVIDING, DividedWeights
 from xomni_rl.policies.losses import sequence_kl
 from xomni_rl.policies.policy import ImagePolicy, TokenBatch
 from xomni_rl.policies.settings import SettingsError, TrainerSettings
@@ -103,11 +105,17 @@ class Learner:
             critic = Critic(policy.feature_size, settings.critic.learning_rate, settings.critic.epochs, settings.seed)
             self.critic = critic.to(accelerator.device)
         self.halvings = 0
-        parameters = [parameter for parameter in policy.module.parameters() if parameter.requires_grad]
+        module, self.divided = policy.module, None
+        if accelerator.distributed_type in DIVIDING:
+            self.divided = DividedWeights(module, policy.model, leads=self.team.leads)
+            module = self.divided.copy
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.scheduler = LambdaLR(self.optimizer, self._learning_rate_share)
-        policy.module, self._stepper = accelerator.prepare(policy.module, self.optimizer)
-        self._parameters = parameters
+        policy.module, self._stepper = accelerator.prepare(module, self.optimizer)
+        if self.divided is not None:
+            self.divided.take_over(accelerator, policy.module, self.optimizer)
+        self._parameters = [parameter for parameter in policy.module.parameters() if parameter.requires_grad]
 
     def experience(self, batch: RolloutBatch) -> Experience:
         """Advantages and choice of a batch's rollouts, and whatever else the algorithm wants of them."""
@@ -169,10 +177,17 @@ class Learner:
             for minibatch in split(rng.permutation(experience.groups), self.settings.minibatches):
                 steps.append(self._step(experience, minibatch, first=not steps))
         averages = weighted_means(steps)
+        if self.divided is not None:
+            self.divided.pull()
         if self.critic is not None and experience.features is not None and experience.returns is not None:
             own = self._rows(experience, self._own_groups(experience.tokens))
             averages |= self.critic.fit(experience.features, experience.returns[own], experience.keep[own], self.team)
         return averages | {"learning_rate": steps[-1][1]["learning_rate"]}
+
+    @property
+    def saved_optimizer(self) -> Optimizer | DividedWeights:
+        """The optimizer as checkpoints know it."""
+        return self.optimizer if self.divided is None else self.divided
 
     def follow(self, step: int) -> None:
         """Moves a reference that follows the policy, after training step `step`."""
@@ -236,6 +251,7 @@ class Learner:
         mine: list[tuple[int, dict[str, float], list[int]]] = []
         for index, chunk in enumerate(chunks):
             last = index == len(chunks) - 1
+            self.accelerator.gradient_state._set_sync_gradients(last)  # DeepSpeed takes its step in the last backward pass
             with nullcontext() if last else self.accelerator.no_sync(self.policy.module):
                 mine.append((*self._backward(experience, chunk, kept), chunk.tolist()))
         parts: list[tuple[int, dict[str, float]]] = []

@@ -132,7 +132,7 @@ def test_fsdp2_file_becomes_the_plugin_that_divides_the_stacks_layers(monkeypatc
 
 def test_zero3_file_asks_for_stage_three() -> None:
     launched = launch_arguments("deepspeed_zero3.yaml")
-    assert (launched.zero_stage, launched.zero3_init_flag, launched.gradient_clipping) == (3, False, 1.0)
+    assert (launched.zero_stage, launched.zero3_init_flag, launched.offload_optimizer_device) == (3, False, "none")
 
 
 @pytest.mark.parametrize("path", sorted([*LAUNCH.glob("*.yaml"), *CONF.glob("*.yaml")]), ids=lambda path: path.stem)
