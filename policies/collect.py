@@ -67,8 +67,8 @@ class Collector:
         Args:
             step: from 1.
             seen: pass rates of the prompts so far; only a curriculum looks at them, and adds to them.
-        Returns: P · G rollouts; their figures and, with resampling, resampled_share (groups replaced, in [0, 1]) and
-            resample_rounds; the pass rates with this step's, those of replaced groups too.
+        Returns: P · G rollouts; their figures, images (all that were drawn) and, with resampling, resampled_share (groups
+            replaced, in [0, 1]) and resample_rounds; the pass rates with this step's, those of replaced groups too.
         """
         first = self._roll_out(self._prompts(step, seen), step)
         weights = self.reward.varying_weights(step)
@@ -77,8 +77,10 @@ class Collector:
         if self.algorithm.resample_rounds:
             replaced = {prompt.id for prompt in batch.prompts} - {prompt.id for prompt in first.prompts}
             metrics |= {"resampled_share": len(replaced) / len(batch.input_ids), "resample_rounds": float(len(rounds))}
+        metrics["images"] = float(sum(len(each.tokens) for each in (first, *rounds)))
         if "greedy" in self.algorithm.needs:
             batch = self._with_greedy(batch, step)
+            metrics["images"] += len(batch.input_ids)
         return batch, metrics, self._noted(seen, [first, *rounds])
 
     def _prompts(self, step: int, seen: PassRates) -> list[Prompt]:
