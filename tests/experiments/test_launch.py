@@ -206,7 +206,7 @@ def test_without_slurm_the_sweep_says_so(workplace: Path) -> None:
 def test_submitit_runs_the_jobs_in_processes_and_a_failing_one_spares_the_others(workplace: Path) -> None:
     ran = sweep("submitit_local", "algorithm.options.clip_low=2,0.2", cwd=workplace)
     assert ran.returncode == 1
-    assert "error: job 0: algorithm.options.clip_low must be at most 1, but is 2" in ran.stderr.splitlines()
+    assert "error: job 0: algorithm.options.clip_low must be in [0, 1], but is 2" in ran.stderr.splitlines()
     assert [path.parent.name for path in (workplace / "sweep").glob("*/summary.json")] == ["1"]
 
 

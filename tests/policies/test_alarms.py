@@ -55,10 +55,10 @@ def test_no_kl_limit_checks_no_kl() -> None:
     assert raised_alarms({"kl_reference": 99.0}, AlarmSettings())[1] == {}
 
 
-@pytest.mark.parametrize(("action", "stops"), [("warn", False), ("stop", True)])
-def test_kl_beyond_its_limit_stops_only_if_asked_to(action, stops: bool) -> None:
+@pytest.mark.parametrize("action", ["warn", "stop", "rollback"])
+def test_kl_beyond_its_limit_does_what_it_is_asked_to(action) -> None:
     (alarm,), _ = raised_alarms({"kl_reference": 1.0}, AlarmSettings(kl_limit=0.5, kl_action=action))
-    assert alarm.stop is stops
+    assert alarm.action == action
 
 
 def test_unknown_kl_action_is_refused() -> None:
