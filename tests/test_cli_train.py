@@ -123,7 +123,7 @@ def test_sweep_gives_each_job_a_run_folder_and_a_failing_job_spares_the_others(
 ):
     ran = train("run=sweep", "algorithm.options.clip_low=2,0.2", "seed=4", "-m")
     assert ran.returncode == 1
-    assert_one_sentence(ran.stderr, "job 0: algorithm.options.clip_low must be in [0, 1], but is 2")
+    assert_one_sentence(ran.stderr, r"job 0: algorithm.options.clip_low must be in \[0, 1\], but is 2")
     assert {path.name for path in workplace.iterdir()} <= {"mine.py", "__pycache__", "sweep"}
     finished = [path.parent for path in (workplace / "sweep").glob("*/summary.json")]
     assert [path.name.partition("_")[0] for path in finished] == ["1"]
