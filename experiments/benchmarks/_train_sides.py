@@ -26,10 +26,13 @@ from xomni_rl.policies.policy import StackPolicy
 from xomni_rl.policies.trainer import train
 
 SAME_FOR_ALL = (
-    *("model.device=cpu", "trainer.warmup_steps=0", "trainer.decay_steps=null", "trainer.max_seconds=null"),
+    *("model.device=cpu", "model.dtype=float32", "model.gradient_checkpointing=false"),
+    *("trainer.warmup_steps=0", "trainer.decay_steps=null", "trainer.max_seconds=null"),
     *("trainer.evaluate_every=null", "trainer.checkpoint_every=null"),
 )
-"""One update a rollout at a constant learning rate, on the CPU, nothing evaluated, one checkpoint at the end."""
+"""float32 on the CPU, no activation computed twice, a constant learning rate, nothing evaluated, one checkpoint at the end.
+
+A group's own defaults must not decide: those of `model=folder` are bfloat16 and recomputed activations, of our side alone."""
 
 
 def job_config(steps: int, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -102,8 +105,12 @@ def train_trl(config: Mapping[str, Any], gate: Gate) -> dict[str, Any]:
     return train_with_trl(load_stack(config["model"]), batches, settings, Path(config["run"]), gate)
 
 
-def trained_weights(model: nn.Module) -> dict[str, float]:
-    """Number and Euclidean norm of the parameters that training changes: `trainable`, `weights`."""
+def trained_weights(model: nn.Module) -> dict[str, Any]:
+    """Number, types and Euclidean norm of the parameters that training changes: `trainable`, `dtypes`, `weights`."""
     trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
     norm = sum(float(parameter.double().square().sum()) for parameter in trained) ** 0.5
-    return {"trainable": sum(parameter.numel() for parameter in trained), "weights": norm}
+    return {
+        "trainable": sum(parameter.numel() for parameter in trained),
+        "dtypes": sorted({str(parameter.dtype) for parameter in trained}),
+        "weights": norm,
+    }
