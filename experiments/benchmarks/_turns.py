@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +13,6 @@ from typing import IO, Any
 
 import numpy as np
 
-PATIENT = {"OMP_WAIT_POLICY": "passive"}
-"""Threads that wait for others do not spin: where something else runs too, spinning makes every step ten times as long."""
 _PROGRAM = "import sys, json, {package}._train_sides as sides; sides.serve(*json.loads(sys.argv[1]))"
 
 
@@ -115,7 +112,7 @@ def started(names: Sequence[str], steps: int, overrides: Sequence[str]) -> Itera
 def _start(name: str, steps: int, overrides: Sequence[str], errors: IO[str]) -> Side:
     command = [sys.executable, "-c", _PROGRAM.format(package=__package__), json.dumps([name, steps, list(overrides)])]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=PATIENT | os.environ)
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True)
     return Side(name, process, errors)
 
 

@@ -15,10 +15,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,8 +27,9 @@ from rich.table import Table
 from xomni_rl.config import compose
 from xomni_rl.experiments.benchmarks._full_vocabulary import with_full_vocabulary
 from xomni_rl.experiments.benchmarks._same_job import check_same
+from xomni_rl.experiments.benchmarks._train_cost import cost
 from xomni_rl.experiments.benchmarks._train_sides import job_config
-from xomni_rl.experiments.benchmarks._turns import PATIENT, Turns, measured, ratios, take_turns
+from xomni_rl.experiments.benchmarks._turns import Turns, measured, ratios, take_turns
 from xomni_rl.experiments.run import build_parts, plain_config
 from xomni_rl.policies.records import read_rows
 from xomni_rl.policies.trainer import train
@@ -59,32 +56,11 @@ def run(steps: int = 20, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     if importlib.util.find_spec("trl") is None:
         raise RuntimeError("bench train compares with TRL, which is not installed: pip install 'xomni-rl[trl]'")
-    figures = patiently(f"{__package__}.train", "shares", steps, list(overrides))
+    figures = shares(steps, overrides)
     embedded = beside_trl(("ours", "trl", "bridge"), EMBEDDED, overrides)
     full = beside_trl_full_vocabulary(FULL_VOCABULARY, overrides)
-    print_sides({"embedded": embedded, "V = 168,512": full})
-    return (
-        figures
-        | named(embedded, "")
-        | named(full, "_full_vocabulary")
-        | {"cost": patiently(f"{__package__}._train_cost", "cost", list(overrides))}
-    )
-
-
-def patiently(module: str, function: str, *arguments: Any) -> dict[str, Any]:
-    """What a function returns in a process of its own, whose threads wait as both sides' do (`PATIENT`); it prints here.
-
-    Raises: RuntimeError with the process's last words if it fails.
-    """
-    program = f"import json, sys, {module} as m; print(json.dumps(m.{function}(*json.loads(sys.argv[1])), default=float))"
-    command = [sys.executable, "-c", program, json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=PATIENT | os.environ)
-    if done.returncode:
-        raise RuntimeError(f"{function}: {(done.stderr.strip() or 'no word').splitlines()[-1]}")
-    *printed, figures = done.stdout.splitlines()
-    print(*printed, sep="\n")
-    found: dict[str, Any] = json.loads(figures)
-    return found
+    print_sides({"embedded": embedded, "V 168,512": full})
+    return figures | named(embedded, "") | named(full, "_full_vocabulary") | {"cost": cost(overrides)}
 
 
 def named(found: Mapping[str, Any], suffix: str) -> dict[str, Any]:
@@ -157,8 +133,8 @@ def print_table(figures: dict[str, Any], checkpoint_share: float) -> None:
 
 def print_sides(found: Mapping[str, Mapping[str, Any]]) -> None:
     """A row per size and side."""
-    table = Table(title="a training step: ours, stock trl.GRPOTrainer (trl), TRL as our engine (bridge); medians")
-    for column in ("size", "trainer", "s per step", "quartiles", "ours over it", "MiB added", "ours over it"):
+    table = Table(title="a training step: ours, stock GRPOTrainer (trl), TRL as our engine (bridge)")
+    for column in ("size", "trainer", "s", "quartiles", "ours/it", "MiB", "ours/it"):
         table.add_column(column, justify="left" if column in ("size", "trainer") else "right")
     for size, row in found.items():
         ours = row["ours"]

@@ -16,7 +16,7 @@ from xomni_rl.experiments.benchmarks._same_job import check_same, first_step
 from xomni_rl.experiments.benchmarks._train_cost import Point, affine_fit, cost
 from xomni_rl.experiments.benchmarks._train_sides import job_config
 from xomni_rl.experiments.benchmarks._turns import Turns, take_turns
-from xomni_rl.experiments.benchmarks.train import PARTS, beside_trl, named, patiently, print_sides, shares
+from xomni_rl.experiments.benchmarks.train import PARTS, beside_trl, named, print_sides, shares
 from xomni_rl.stack.stack import Stack
 
 TINY = ("model.path=tiny_random", "trainer.prompts_per_step=2", "trainer.group_size=2", "prompts.train_count=8")
@@ -147,13 +147,6 @@ def test_first_step_with_other_figures_is_named(done: dict[str, Any], job: dict[
     other = done | {"trl": done["trl"] | {"first": first | {what: first[what] + change}}}
     with pytest.raises(RuntimeError, match=f"{what} of the first step"):
         check_same(other, job)
-
-
-def test_function_in_a_process_of_its_own_returns_what_it_gives_or_says_why() -> None:
-    module = "xomni_rl.experiments.benchmarks._train_cost"
-    assert patiently(module, "affine_fit", [0, 1], [1, 3]) == pytest.approx({"fixed": 1, "per_unit": 2, "r2": 1})
-    with pytest.raises(RuntimeError, match="affine_fit: TypeError"):
-        patiently(module, "affine_fit", [0, 1])
 
 
 def test_defaults_of_a_group_decide_nothing_about_the_job(tmp_path: Path) -> None:
