@@ -75,7 +75,7 @@ def _rows(name: str, scale: float, tables: Sequence[pd.DataFrame]) -> list[dict[
         if not scores.size:
             continue
         one = statistics.mean(scores)
-        metric = column.partition("_")[2]
+        metric = str(column).partition("_")[2]
         figures = {"mean": one.value, "low": one.low, "high": one.high}
         rows.append(
             {"name": name, "cfg_scale": scale, "metric": metric, **figures, "seeds": len(scores), "prompts": scores.shape[1]}
@@ -112,9 +112,10 @@ def markdown(found: pd.DataFrame) -> str:
     wide = found.assign(cell=cells).pivot(index=["name", "cfg_scale"], columns="metric", values="cell")
     wide = wide.loc[list(dict.fromkeys(zip(found.name, found.cfg_scale, strict=True))), list(dict.fromkeys(found.metric))]
     head = "| stack | guidance | " + " | ".join(wide.columns) + " |\n|---|---:|" + "---|" * len(wide.columns) + "\n"
-    return head + "".join(
-        f"| {name} | {scale:g} | {' | '.join(row)} |\n" for (name, scale), row in zip(wide.index, wide.values)
-    )
+    lines = [
+        f"| {name} | {scale:g} | {' | '.join(row)} |\n" for (name, scale), row in zip(wide.index, wide.values, strict=True)
+    ]
+    return head + "".join(lines)
 
 
 def _write(path: Path, text: str) -> None:
