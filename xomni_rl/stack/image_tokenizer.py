@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from xomni_rl.stack.siglip import new_vision
+
 
 class ResidualBlock(nn.Module):
     """Pre-norm residual block: x + conv(gelu(norm(conv(gelu(norm(x)))))), 3×3, GroupNorm of 32."""
@@ -133,14 +135,14 @@ class SemanticImageTokenizer(nn.Module):
     @classmethod
     def from_config(cls, vision: dict[str, Any], projector: dict[str, int]) -> SemanticImageTokenizer:
         config = SiglipVisionConfig(**{"vision_use_head": False, **vision})
-        return cls(SiglipVisionModel(config), VQProjector(**projector))
+        return cls(new_vision(config), VQProjector(**projector))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> SemanticImageTokenizer:
         """Loads `vision/` (transformers) and `projector/` from a folder. Raises: see `VQProjector.from_pretrained`."""
         folder = Path(folder)
         config = SiglipVisionConfig.from_pretrained(folder / "vision")
-        vision = SiglipVisionModel(config)
+        vision = new_vision(config)
         load_exactly(vision, load_file(folder / "vision/model.safetensors"), str(folder / "vision/model.safetensors"))
         return cls(vision.eval(), VQProjector.from_pretrained(folder / "projector"))
 
