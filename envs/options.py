@@ -10,6 +10,7 @@ from typing import Any
 from xomni_rl.prompts import Prompt, load_prompts, prompt_sets
 from xomni_rl.registry import unknown_name
 from xomni_rl.rewards.composite import CompositeReward, build_composite
+from xomni_rl.stack.family import ImageStack
 from xomni_rl.stack.stack import Stack
 
 DEFAULT_REWARD: Mapping[str, Any] = {
@@ -20,14 +21,14 @@ DEFAULT_REWARD: Mapping[str, Any] = {
 DEFAULT_PROMPT_COUNT = 4096
 _PROMPT_KEYS = ("set", "split", "count", "seed", "options")
 
-StackOption = Stack | str | os.PathLike[str]
+StackOption = ImageStack | str | os.PathLike[str]
 PromptsOption = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Prompt | str]
 RewardOption = CompositeReward | Mapping[str, Any] | str
 
 
-def make_stack(stack: StackOption) -> Stack:
+def make_stack(stack: StackOption) -> ImageStack:
     """A stack given as itself, as "embedded" or as a folder. Raises: StackError if it cannot be loaded."""
-    return stack if isinstance(stack, Stack) else Stack.from_pretrained(os.fspath(stack))
+    return Stack.from_pretrained(os.fspath(stack)) if isinstance(stack, str | os.PathLike) else stack
 
 
 def make_prompts(prompts: PromptsOption) -> list[Prompt]:
@@ -72,7 +73,7 @@ def make_reward(reward: RewardOption) -> CompositeReward:
     return build_composite(reward) if isinstance(reward, Mapping) else reward
 
 
-def image_size(stack: Stack, prompts: Sequence[Prompt], size: tuple[int, int] | None = None) -> tuple[int, int]:
+def image_size(stack: ImageStack, prompts: Sequence[Prompt], size: tuple[int, int] | None = None) -> tuple[int, int]:
     """(height, width) in px: the size asked for, else the one the prompts share, else the stack's default.
 
     Raises: ValueError if no size is asked for and the prompts want several; StackError if it is no multiple of a token.

@@ -10,7 +10,7 @@ import torch
 
 from xomni_rl.envs.rollout import negative_prompts
 from xomni_rl.envs.task import EMPTY, Task
-from xomni_rl.stack.sampler import IncrementalSampler
+from xomni_rl.stack.family import TokenSampler
 
 
 class _Cohort:
@@ -20,10 +20,10 @@ class _Cohort:
         self.slots = slots
         self.live = np.ones(len(slots), dtype=bool)
         self.prompt_ids = prompt_ids
-        self.sampler: IncrementalSampler | None = None
+        self.sampler: TokenSampler | None = None
         self.fed = 0
 
-    def caught_up(self, task: Task, tokens: np.ndarray) -> IncrementalSampler:
+    def caught_up(self, task: Task, tokens: np.ndarray) -> TokenSampler:
         """The sampler after the cohort's tokens so far (int64 [n, T]) have gone in."""
         if self.sampler is None:
             self.sampler = _sampler(task, self.prompt_ids)
@@ -75,18 +75,18 @@ class PolicyCache:
         return out
 
 
-def _sampler(task: Task, prompt_ids: np.ndarray) -> IncrementalSampler:
+def _sampler(task: Task, prompt_ids: np.ndarray) -> TokenSampler:
     """A sampler for n prompts, padded only to the longest of them, as a whole-sequence rollout would have it."""
     used = np.flatnonzero((prompt_ids != EMPTY).any(axis=0))[0]
     ids = torch.from_numpy(prompt_ids[:, used:]).to(task.stack.device)
-    mask = (ids != EMPTY).long()
-    negative_ids, negative_mask = negative_prompts(task.stack, len(prompt_ids), task.sampling, task.size)
-    return IncrementalSampler(
-        task.stack.model,
-        ids.clamp(min=0),
+    mask, ids = (ids != EMPTY).long(), ids.clamp(min=0)
+    negative_ids, negative_mask = negative_prompts(task.stack, ids, mask, task.sampling, task.size)
+    sampler: TokenSampler = task.stack.model.image_sampler(
+        ids,
         mask,
         task.num_tokens,
-        sampling=task.sampling,
+        task.sampling,
         negative_ids=negative_ids,
         negative_mask=negative_mask,
     )
+    return sampler

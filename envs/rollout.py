@@ -19,8 +19,8 @@ from torch import Tensor
 from xomni_rl.envs.options import image_size
 from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.composite import CompositeResult, CompositeReward
+from xomni_rl.stack.family import ImageStack
 from xomni_rl.stack.sampler import SamplingConfig, sample_image_tokens, sample_uniforms
-from xomni_rl.stack.stack import Stack
 
 
 @dataclass
@@ -64,7 +64,7 @@ class RolloutBatch:
 
 
 def rollout(
-    stack: Stack,
+    stack: ImageStack,
     prompts: Sequence[Prompt],
     reward: CompositeReward,
     *,
@@ -101,7 +101,7 @@ def rollout(
     with _timed(times, "sample"):
         height, width = stack.grid(size)
         input_ids, attention_mask = stack.encode_prompts([prompt.text for prompt in prompts], size)
-        negative_ids, negative_mask = negative_prompts(stack, len(prompts), sampling, size)
+        negative_ids, negative_mask = negative_prompts(stack, input_ids, attention_mask, sampling, size)
         samples = sample_image_tokens(
             stack.model,
             input_ids,
@@ -152,13 +152,10 @@ def stream_indices(prompts: Sequence[Prompt], group_size: int) -> list[int]:
 
 
 def negative_prompts(
-    stack: Stack, count: int, sampling: SamplingConfig, size: tuple[int, int]
+    stack: ImageStack, input_ids: Tensor, attention_mask: Tensor, sampling: SamplingConfig, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """Ids and mask [count, L'] of the prompt that guidance moves away from; None, None when guidance is off."""
-    if sampling.cfg_scale == 1.0:
-        return None, None
-    negative_ids, negative_mask = stack.encode_negative(count, size)
-    return negative_ids, negative_mask
+    """Ids and mask [P, L'] of the prompts that guidance moves away from; None, None when guidance is off."""
+    return stack.negative_prompts(input_ids, attention_mask, size) if sampling.guided else (None, None)
 
 
 @contextmanager

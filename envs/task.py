@@ -23,8 +23,8 @@ from xomni_rl.envs.options import (
 )
 from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.composite import CompositeResult, CompositeReward
+from xomni_rl.stack.family import ImageStack
 from xomni_rl.stack.sampler import SamplingConfig
-from xomni_rl.stack.stack import Stack
 
 EMPTY = -1
 """Stands in observations for "no token": prompt padding and image tokens that are not placed yet."""
@@ -40,14 +40,14 @@ class Task:
     Args:
         stack: the generative stack.
         prompts: M prompts episodes draw from.
-        prompt_ids: int64 [M, L], their ids left padded with EMPTY, as `Stack.encode_prompts` lays them out.
+        prompt_ids: int64 [M, L], their ids left padded with EMPTY, as the stack's `encode_prompts` lays them out.
         reward: scores images.
         size: (height, width) in px.
         sampling: the distribution `policy_logprobs` gives.
         reward_at: ascending token counts at which an image is scored; the last one is `num_tokens`.
     """
 
-    stack: Stack
+    stack: ImageStack
     prompts: list[Prompt]
     prompt_ids: np.ndarray
     reward: CompositeReward
@@ -72,8 +72,7 @@ class Task:
 
     def observation_space(self) -> spaces.Dict:
         """Dict(prompt int64 [L], tokens int64 [T], step in 0 … T)."""
-        config = self.stack.model.config
-        last_id, last_token = config.vocab_size + config.mm_vocab_size - 1, self.stack.image_vocab_size - 1
+        last_id, last_token = self.stack.model.num_ids - 1, self.stack.image_vocab_size - 1
         return spaces.Dict(
             {
                 "prompt": spaces.Box(EMPTY, last_id, (self.prompt_ids.shape[1],), np.int64),
@@ -168,7 +167,7 @@ def build_task(
     )
 
 
-def encoded_prompts(stack: Stack, prompts: Sequence[Prompt], size: tuple[int, int]) -> np.ndarray:
+def encoded_prompts(stack: ImageStack, prompts: Sequence[Prompt], size: tuple[int, int]) -> np.ndarray:
     """Prompt ids int64 [N, L], left padded with EMPTY to the longest of them."""
     ids, mask = stack.encode_prompts([prompt.text for prompt in prompts], size)
     return np.where(mask.cpu().numpy().astype(bool), ids.cpu().numpy(), EMPTY).astype(np.int64)

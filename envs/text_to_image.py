@@ -12,8 +12,8 @@ from xomni_rl.envs.episodes import Episodes, Info
 from xomni_rl.envs.options import DEFAULT_REWARD, PromptsOption, RewardOption, StackOption
 from xomni_rl.envs.task import build_task
 from xomni_rl.prompts import Prompt
+from xomni_rl.stack.family import ImageStack
 from xomni_rl.stack.sampler import SamplingConfig
-from xomni_rl.stack.stack import Stack
 
 Observation = dict[str, Any]
 
@@ -37,7 +37,7 @@ class TextToImageEnv(gymnasium.Env[Observation, np.int64]):
         `metrics`, `details` (component → why), `read` (text that was read, if a component reads) and `image`.
 
     Args:
-        stack: "embedded", a folder, or a `Stack` to share between environments.
+        stack: "embedded", a folder, or a stack of any family to share between environments.
         prompts: name of a prompt set, a `.jsonl` or `.txt` file, a mapping with `set`, `split`, `count`, `seed` and
             `options`, or a list of prompts or texts.
         reward: a composite reward, its configuration, or the name of one reward. Default: `ocr` on one line of text.
@@ -69,7 +69,7 @@ class TextToImageEnv(gymnasium.Env[Observation, np.int64]):
         self._episodes = Episodes(self.task, 1)
 
     @property
-    def stack(self) -> Stack:
+    def stack(self) -> ImageStack:
         """The generative stack behind the environment."""
         return self.task.stack
 

@@ -16,8 +16,8 @@ from xomni_rl.envs.options import DEFAULT_REWARD, PromptsOption, RewardOption, S
 from xomni_rl.envs.task import build_task
 from xomni_rl.envs.text_to_image import checked_render_mode
 from xomni_rl.prompts import Prompt
+from xomni_rl.stack.family import ImageStack
 from xomni_rl.stack.sampler import SamplingConfig
-from xomni_rl.stack.stack import Stack
 
 Observations = dict[str, np.ndarray]
 
@@ -75,7 +75,7 @@ class TextToImageVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         self._random: list[np.random.Generator | None] = [None] * num_envs
 
     @property
-    def stack(self) -> Stack:
+    def stack(self) -> ImageStack:
         """The generative stack behind all slots."""
         return self.task.stack
 

@@ -1,4 +1,4 @@
-"""The policy that is trained: what the trainer asks of it, and the stack's autoregressive model as one.
+"""The policy that is trained: what the trainer asks of it, and a stack's autoregressive model as one.
 
 The trainer knows `ImagePolicy` only: something that rolls out images for prompts and gives log-probabilities of their
 tokens again, with gradients. Nothing in it is shaped after one model.
@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from xomni_rl.envs.rollout import RolloutBatch, rollout
 from xomni_rl.policies.lora import adapter_scaling, is_adapted, without_adapters
 from xomni_rl.prompts import Prompt
+from xomni_rl.stack.family import ImageStack
 from xomni_rl.stack.sampler import SamplingConfig, image_token_features, score_image_tokens
-from xomni_rl.stack.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class TokenScorer(nn.Module):
 
 
 class StackPolicy:
-    """The autoregressive model of a `Stack` as an `ImagePolicy`.
+    """The autoregressive model of a stack, of whichever family, as an `ImagePolicy`.
 
     All of its parameters are trained, or, if low-rank adapters were added to it (`xomni_rl.policies.lora`), those alone; the
     base weights are then the reference, without a copy.
@@ -198,12 +198,14 @@ class StackPolicy:
         gradient_checkpointing: see `TokenScorer.by_group`.
     """
 
-    def __init__(self, stack: Stack, sampling: SamplingConfig | None = None, *, gradient_checkpointing: bool = False) -> None:
+    def __init__(
+        self, stack: ImageStack, sampling: SamplingConfig | None = None, *, gradient_checkpointing: bool = False
+    ) -> None:
         self.stack = stack
         self.sampling = sampling or SamplingConfig()
         self.model: nn.Module = stack.model
         self.module: nn.Module = TokenScorer(stack.model, self.sampling, by_group=gradient_checkpointing)
-        self.feature_size: int = stack.model.config.hidden_size
+        self.feature_size: int = stack.model.config.get_text_config().hidden_size
         self.adapted = is_adapted(stack.model)
         self._reference: TokenScorer | None = None
         if not self.adapted:

@@ -9,7 +9,7 @@ Source: arXiv 2507.22058, section 3; tensor names as in the public checkpoint.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -21,6 +21,9 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm, Qwen2RotaryEmbedding
+
+if TYPE_CHECKING:
+    from .incremental import IncrementalSampler
 
 Modality = Literal["text", "image"]
 
@@ -194,6 +197,35 @@ class XOmniForCausalLM(XOmniPreTrainedModel, GenerationMixin):
         if modality == "image":
             return nn.functional.linear(hidden, self.mm_head.weight[: self.config.image_vocab_size])
         raise ValueError(f"modality must be 'text' or 'image', not {modality!r}")
+
+    @property
+    def num_ids(self) -> int:
+        """Ids of a prompt are below it."""
+        return self.config.vocab_size + self.config.mm_vocab_size
+
+    def image_features(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, group_size: int = 1) -> Tensor:
+        """Hidden states [N, T, hidden] that predict each of `tokens`; see `xomni_rl.stack.family.TokenModel`."""
+        cache = DynamicCache(config=self.config)
+        prompt = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=True)
+        hidden = prompt.last_hidden_state[:, -1:].repeat_interleave(group_size, 0)
+        if tokens.shape[1] > 1:
+            cache.batch_repeat_interleave(group_size)
+            seen = attention_mask.repeat_interleave(group_size, 0)
+            mask = torch.cat([seen, seen.new_ones(len(tokens), tokens.shape[1] - 1)], 1)
+            ids = tokens[:, :-1] + self.config.vocab_size
+            rest = self.model(ids, mask, past_key_values=cache, use_cache=True, only_mm=True)
+            hidden = torch.cat([hidden, rest.last_hidden_state], 1)
+        return hidden
+
+    def image_logits(self, features: Tensor) -> Tensor:
+        """Logits [..., image_vocab_size] of hidden states [..., hidden]."""
+        return self.head(features, "image")
+
+    def image_sampler(self, *arguments: Any, **options: Any) -> IncrementalSampler:
+        """`IncrementalSampler` of this model; arguments as it has them after the model."""
+        from .incremental import IncrementalSampler  # reads this module
+
+        return IncrementalSampler(self, *arguments, **options)
 
     def forward(
         self,

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache
 
 from .autoregressive import XOmniForCausalLM
 from .distribution import SamplingConfig, guide, sampling_logprobs
+from .family import TokenModel
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class IncrementalSampler:
         return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias).view(rows, self.heads, self.head_dim)
 
 
-def check_prompts(model: XOmniForCausalLM, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> None:
+def check_prompts(model: TokenModel, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> None:
     """Raises ValueError unless prompts are [P, L], masked alike, unpadded at the end, and fit the model's positions."""
     if input_ids.dim() != 2 or input_ids.shape != attention_mask.shape:
         raise ValueError(
@@ -171,7 +172,7 @@ def check_prompts(model: XOmniForCausalLM, input_ids: Tensor, attention_mask: Te
         )
     if not bool(attention_mask[:, -1].all()):
         raise ValueError("prompts must be padded on the left: the last position of a prompt is masked")
-    limit = model.config.max_position_embeddings
+    limit = model.config.get_text_config().max_position_embeddings
     if input_ids.shape[1] + num_tokens > limit:
         raise ValueError(
             f"the context is too long: {input_ids.shape[1]} prompt ids and {num_tokens} image tokens, but the model has "

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
-from .autoregressive import XOmniForCausalLM
 from .distribution import SamplingConfig, draw_tokens, entropy, guide, sample_uniforms, sampling_logprobs
+from .family import TokenModel
 from .incremental import IncrementalSampler, check_prompts, with_negative
 
 __all__ = [
@@ -42,7 +41,7 @@ class Samples:
 
 @torch.no_grad()
 def sample_image_tokens(
-    model: XOmniForCausalLM,
+    model: TokenModel,
     input_ids: Tensor,
     attention_mask: Tensor,
     num_tokens: int,
@@ -78,8 +77,7 @@ def sample_image_tokens(
         uniforms = torch.rand(rows, num_tokens, generator=generator, dtype=torch.float64)
     if uniforms.shape != (rows, num_tokens):
         raise ValueError(f"uniforms must be [{rows}, {num_tokens}], not {list(uniforms.shape)}")
-    sampler = IncrementalSampler(
-        model,
+    sampler = model.image_sampler(
         input_ids,
         attention_mask,
         num_tokens,
@@ -100,7 +98,7 @@ def sample_image_tokens(
 
 
 def score_image_tokens(
-    model: XOmniForCausalLM,
+    model: TokenModel,
     input_ids: Tensor,
     attention_mask: Tensor,
     tokens: Tensor,
@@ -135,7 +133,7 @@ def score_image_tokens(
 
 @torch.no_grad()
 def image_token_features(
-    model: XOmniForCausalLM, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, *, group_size: int = 1
+    model: TokenModel, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, *, group_size: int = 1
 ) -> Tensor:
     """What the model has in mind before each image token: the hidden states that predict them.
 
@@ -148,7 +146,7 @@ def image_token_features(
 
 
 def image_token_logprobs(
-    model: XOmniForCausalLM, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, *, group_size: int = 1
+    model: TokenModel, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, *, group_size: int = 1
 ) -> Tensor:
     """`score_image_tokens` at temperature 1 without its entropy.
 
@@ -159,7 +157,7 @@ def image_token_logprobs(
 
 
 def _scored_logits(
-    model: XOmniForCausalLM,
+    model: TokenModel,
     input_ids: Tensor,
     attention_mask: Tensor,
     tokens: Tensor,
@@ -178,27 +176,13 @@ def _scored_logits(
     return guide(conditional, negative, sampling.cfg_scale), sampling
 
 
-def _image_logits(
-    model: XOmniForCausalLM, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, group_size: int
-) -> Tensor:
+def _image_logits(model: TokenModel, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, group_size: int) -> Tensor:
     """Logits that predict each of `tokens`: [N, T, V]."""
-    return model.head(_image_features(model, input_ids, attention_mask, tokens, group_size), "image")
+    return model.image_logits(_image_features(model, input_ids, attention_mask, tokens, group_size))
 
 
-def _image_features(
-    model: XOmniForCausalLM, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, group_size: int
-) -> Tensor:
+def _image_features(model: TokenModel, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, group_size: int) -> Tensor:
     """Hidden states that predict each of `tokens`: [N, T, hidden_size]."""
     if tokens.dim() != 2 or len(tokens) != len(input_ids) * group_size:
         raise ValueError(f"tokens must be [{len(input_ids) * group_size}, T], not {list(tokens.shape)}")
-    cache = DynamicCache(config=model.config)
-    prompt = model.model(input_ids, attention_mask, past_key_values=cache, use_cache=True)
-    hidden = prompt.last_hidden_state[:, -1:].repeat_interleave(group_size, 0)
-    if tokens.shape[1] > 1:
-        cache.batch_repeat_interleave(group_size)
-        seen = attention_mask.repeat_interleave(group_size, 0)
-        mask = torch.cat([seen, seen.new_ones(len(tokens), tokens.shape[1] - 1)], 1)
-        ids = tokens[:, :-1] + model.config.vocab_size
-        rest = model.model(ids, mask, past_key_values=cache, use_cache=True, only_mm=True)
-        hidden = torch.cat([hidden, rest.last_hidden_state], 1)
-    return hidden
+    return model.image_features(input_ids, attention_mask, tokens, group_size)

@@ -216,6 +216,12 @@ class Stack:
         ids, mask = self.format.left_padded([self.format.image_prefix(self.grid(size))] * count)
         return ids.to(self.device), mask.to(self.device)
 
+    def negative_prompts(
+        self, input_ids: Tensor, attention_mask: Tensor, size: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What guidance moves away from, for prompts [P, L]: `encode_negative`, whatever they say."""
+        return self.encode_negative(len(input_ids), size)
+
     def generate(
         self,
         prompts: Sequence[str | Prompt],
