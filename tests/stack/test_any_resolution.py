@@ -38,7 +38,7 @@ def test_every_accepted_size_is_within_bounds(height: int, width: int) -> None:
 
 
 def test_small_picture_is_refused_with_its_size() -> None:
-    with pytest.raises(ValueError, match="100x300 px is too small.*128 px"):
+    with pytest.raises(ValueError, match=r"100x300 px is too small.*128 px"):
         BOUNDS.size(100, 300)
 
 

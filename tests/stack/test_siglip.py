@@ -91,5 +91,5 @@ def test_tensor_of_another_model_is_named() -> None:
 
 
 def test_unknown_size_says_what_to_write() -> None:
-    with pytest.raises(ValueError, match='"siglip_tiny" is of no known size.*num_heads'):
+    with pytest.raises(ValueError, match=r'"siglip_tiny" is of no known size.*num_heads'):
         heads_of("siglip_tiny")

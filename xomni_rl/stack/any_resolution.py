@@ -44,7 +44,7 @@ class AnyResolution:
             sides *= self.short_size / short
         if sides.max() > self.long_size:
             sides *= self.long_size / sides.max()
-        rows, columns = (int(round(float(side) / self.patch_size)) * self.patch_size for side in sides)
+        rows, columns = (round(float(side) / self.patch_size) * self.patch_size for side in sides)
         return rows, columns
 
     def resize(self, image: Image.Image) -> np.ndarray:

@@ -6,11 +6,14 @@ the policy: it is offline, so that rewards are earned by tokens alone.
 
 Source: arXiv 2507.22058, section 3.3. The embedded size departs from FLUX.1 only by having no VAE and no text encoders:
 its latents are linear codes of 8×8 pixel patches, and it sees tokens only: given the prompt it could write the text without
-them.
+them. FLUX.1's own parts are in `flux.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,6 +87,34 @@ class PromptEncoder(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class TrueGuidance:
+    """Classifier-free guidance of the decoder, towards its tokens and towards the prompt.
+
+    v = v(∅, ∅) + tokens·(v(∅, tokens) − v(∅, ∅)) + text·(v(prompt, tokens) − v(∅, tokens)), where ∅ is an empty prompt and
+    features of zero. With both scales 1 that is v(prompt, tokens), in one pass instead of three.
+
+    Source: arXiv:2211.09800, equation 3, with its two conditions in this order; the scales are `cfg_scale` and
+    `cfg_scale_2` of the checkpoint's `vision_config.decoder`.
+
+    Attributes:
+        text, tokens: the scales, ≥ 0.
+        distilled: of a transformer that takes guidance as an input (FLUX.1-dev), as the public implementation sets it.
+    """
+
+    text: float = 1.0
+    tokens: float = 1.0
+    distilled: float = 1.0
+
+    @property
+    def on(self) -> bool:
+        return self.text != 1.0 or self.tokens != 1.0
+
+
+Condition = tuple[Tensor, Tensor]
+"""Text condition: sequence [N, L, joint_attention_dim] and pooled [N, pooled_projection_dim]."""
+
+
 class DiffusionDecoder(nn.Module):
     """Tokens → pixels.
 
@@ -95,6 +126,10 @@ class DiffusionDecoder(nn.Module):
         codec: latents ↔ pixels.
         steps: Euler steps.
         prompt_encoder: where the model has text encoders; without one, the text condition is a single zero.
+        guidance: classifier-free guidance.
+        batch: images at a time; None = all.
+        works_on: device that text encoders, transformer and codec are moved to in turns, for as long as each works; None =
+            they stay where they are.
     """
 
     def __init__(
@@ -105,6 +140,10 @@ class DiffusionDecoder(nn.Module):
         codec: LatentCodec,
         steps: int,
         prompt_encoder: PromptEncoder | None = None,
+        *,
+        guidance: TrueGuidance | None = None,
+        batch: int | None = None,
+        works_on: torch.device | None = None,
     ) -> None:
         super().__init__()
         if transformer.config.out_channels != codec.channels:
@@ -117,6 +156,9 @@ class DiffusionDecoder(nn.Module):
         self.codec = codec
         self.steps = steps
         self.prompt_encoder = prompt_encoder
+        self.guidance = guidance or TrueGuidance()
+        self.batch = batch
+        self.works_on = works_on
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, projector: VQProjector, patch: int, steps: int) -> DiffusionDecoder:
@@ -149,7 +191,12 @@ class DiffusionDecoder(nn.Module):
             save_file(self.codec.state_dict(), folder / "codec.safetensors")
 
     def velocity(
-        self, latents: Tensor, sigma: Tensor, features: Tensor, grid: tuple[int, int], texts: list[str] | None = None
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        features: Tensor,
+        grid: tuple[int, int],
+        condition: Condition | None = None,
     ) -> Tensor:
         """Predicted flow velocity, noise − image.
 
@@ -158,13 +205,14 @@ class DiffusionDecoder(nn.Module):
             sigma: [N] in [0, 1]; 1 is pure noise.
             features: [N, h·w, feature channels].
             grid: (h, w).
-            texts: prompts, if the decoder has text encoders.
+            condition: of the prompts; None = that of a decoder without text encoders.
         Returns: [N, h·w, channels].
         Raises: ValueError if latents and features don't stand on the same grid.
         """
         if latents.shape[:2] != features.shape[:2] or latents.shape[1] != grid[0] * grid[1]:
             raise ValueError(f"latents {tuple(latents.shape)} and features {tuple(features.shape)} don't fit a grid of {grid}")
-        sequence, pooled = self._text_condition(len(latents), texts, latents)
+        sequence, pooled = self._no_text(latents) if condition is None else condition
+        distilled = self.transformer.config.guidance_embeds
         return self.transformer(
             hidden_states=torch.cat([latents, features], -1),
             encoder_hidden_states=sequence,
@@ -172,20 +220,37 @@ class DiffusionDecoder(nn.Module):
             timestep=sigma,
             img_ids=_position_ids(grid, latents),
             txt_ids=latents.new_zeros(sequence.shape[1], 3),
+            guidance=latents.new_full((len(latents),), self.guidance.distilled) if distilled else None,
             return_dict=False,
         )[0]
 
-    def _text_condition(self, count: int, texts: list[str] | None, like: Tensor) -> tuple[Tensor, Tensor]:
-        if self.prompt_encoder is not None:
-            if texts is None:
-                raise ValueError("this decoder has text encoders: give the prompts' texts")
-            sequence, pooled = self.prompt_encoder(texts)
-            return sequence.to(like), pooled.to(like)
+    def _guided(
+        self, latents: Tensor, sigma: Tensor, features: Tensor, grid: tuple[int, int], prompts: Condition, empty: Condition
+    ) -> Tensor:
+        """`TrueGuidance`'s combination of three velocities, computed in one pass: [N, h·w, channels]."""
+        sequence, pooled = (torch.cat([no, no, yes]) for no, yes in zip(empty, prompts, strict=True))
+        looked_at = torch.cat([torch.zeros_like(features), features, features])
+        together = self.velocity(latents.repeat(3, 1, 1), sigma.repeat(3), looked_at, grid, (sequence, pooled))
+        nothing, tokens, both = together.chunk(3)
+        return nothing + self.guidance.tokens * (tokens - nothing) + self.guidance.text * (both - tokens)
+
+    def _no_text(self, like: Tensor) -> Condition:
         config = self.transformer.config
-        return (
-            like.new_zeros(count, 1, config.joint_attention_dim),
-            like.new_zeros(count, config.pooled_projection_dim),
-        )
+        count = len(like)
+        return like.new_zeros(count, 1, config.joint_attention_dim), like.new_zeros(count, config.pooled_projection_dim)
+
+    def _conditions(self, count: int, texts: list[str] | None, like: Tensor) -> tuple[Condition, Condition]:
+        """Text conditions of the prompts and of empty prompts; the latter are encoded only where guidance wants them."""
+        if self.prompt_encoder is None:
+            return self._no_text(like), self._no_text(like)
+        if texts is None or len(texts) != count:
+            given = "none" if texts is None else str(len(texts))
+            raise ValueError(f"this decoder has text encoders: give the prompts' texts, {count} of them, not {given}")
+        wanted = [*texts, ""] if self.guidance.on else texts
+        with self._at_work(self.prompt_encoder):
+            sequence, pooled = (part.to(like) for part in self.prompt_encoder(wanted))
+        prompts = (sequence[:count], pooled[:count])
+        return prompts, (sequence[-1:].expand_as(prompts[0]), pooled[-1:].expand_as(prompts[1]))
 
     def features(self, tokens: Tensor) -> Tensor:
         """Token features as a sequence: [N, h, w] int64 → [N, h·w, feature channels]."""
@@ -197,26 +262,66 @@ class DiffusionDecoder(nn.Module):
 
         Args:
             tokens: [N, h, w] int64.
-            texts: prompts, if the decoder has text encoders.
+            texts: N prompts, if the decoder has text encoders.
             seed: of the starting noise, which is the same for every image, so that an image depends on its tokens alone and
                 not on its neighbours in the batch.
-        Returns: uint8 [N, H, W, 3].
-        Raises: ValueError for tokens of another rank or outside the codebook.
+        Returns: uint8 [N, H, W, 3], on the tokens' device.
+        Raises: ValueError for tokens of another rank or outside the codebook, or texts that are missing.
         """
         if tokens.dim() != 3:
             raise ValueError(f"tokens must be [N, h, w], not {tuple(tokens.shape)}")
+        size = self.batch or max(len(tokens), 1)
+        parts = [
+            self._decode(tokens[start : start + size], None if texts is None else texts[start : start + size], seed)
+            for start in range(0, max(len(tokens), 1), size)
+        ]
+        return torch.cat(parts)
+
+    def _decode(self, tokens: Tensor, texts: list[str] | None, seed: int) -> Tensor:
         n, h, w = tokens.shape
         features = self.features(tokens)
+        if self.works_on is not None:
+            features = features.to(self.works_on)
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(1, h * w, self.codec.channels, generator=generator)
         latents = noise.to(features).expand(n, -1, -1)
-        self.scheduler.set_timesteps(sigmas=[1 - i / self.steps for i in range(self.steps)], device=features.device)
-        for t in self.scheduler.timesteps:
-            sigma = (t / self.scheduler.config.num_train_timesteps).to(features).expand(n)
-            velocity = self.velocity(latents, sigma, features, (h, w), texts)
-            latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
-        pixels = self.codec.decode(latents, (h, w)).float()
-        return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        prompts, empty = self._conditions(n, texts, features)
+        self.scheduler.set_timesteps(
+            sigmas=[1 - i / self.steps for i in range(self.steps)], device=features.device, mu=self._shift(h * w)
+        )
+        with self._at_work(self.transformer):
+            for t in self.scheduler.timesteps:
+                sigma = (t / self.scheduler.config.num_train_timesteps).to(features).expand(n)
+                if self.guidance.on:
+                    velocity = self._guided(latents, sigma, features, (h, w), prompts, empty)
+                else:
+                    velocity = self.velocity(latents, sigma, features, (h, w), prompts)
+                latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
+        with self._at_work(self.codec):
+            pixels = self.codec.decode(latents, (h, w)).float()
+        images = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return images.to(tokens.device)
+
+    def _shift(self, length: int) -> float | None:
+        """How far the schedule is shifted towards noise for an image of `length` latents, where the scheduler wants it.
+
+        Source: FLUX.1's rule, linear between two lengths, as in diffusers' `calculate_shift`.
+        """
+        config = self.scheduler.config
+        if not config.use_dynamic_shifting:
+            return None
+        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        return float(config.base_shift + slope * (length - config.base_image_seq_len))
+
+    @contextmanager
+    def _at_work(self, part: Any) -> Iterator[None]:
+        """Has a part on the working device for as long as it works."""
+        if self.works_on is None or not isinstance(part, nn.Module):
+            yield
+            return
+        part.to(self.works_on)
+        yield
+        part.to("cpu")
 
 
 def flow_matching_loss(

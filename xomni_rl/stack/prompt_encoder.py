@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 
 
-class FluxPromptEncoder:
+class FluxPromptEncoder(nn.Module):
     """Encodes prompts as FLUX.1 does.
 
     Args:
@@ -24,12 +24,13 @@ class FluxPromptEncoder:
         t5_tokenizer: PreTrainedTokenizerBase,
         length: int = 512,
     ) -> None:
+        super().__init__()
         self.clip, self.clip_tokenizer = clip.eval(), clip_tokenizer
         self.t5, self.t5_tokenizer = t5.eval(), t5_tokenizer
         self.length = length
 
     @torch.no_grad()
-    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+    def forward(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Sequence [N, L, T5 width] and pooled [N, CLIP width]."""
         pooled_length = min(77, self.clip.config.max_position_embeddings)
         short = self._ids(self.clip_tokenizer, texts, pooled_length).to(self.clip.device)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -13,25 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from xomni_rl.prompts import Prompt
 
 from . import embedded
+from .any_resolution import AnyResolution
 from .autoregressive import XOmniConfig, XOmniForCausalLM
+from .checkpoint import is_published, load_decoder, load_image_tokenizer, load_model, load_text_tokenizer, read_published
 from .decoder import DiffusionDecoder
 from .image_tokenizer import SemanticImageTokenizer, to_pixels
 from .sampler import SamplingConfig, sample_image_tokens, sample_uniforms
+from .stack_folder import LAYOUT, explained, read_description, weight_hash
+from .stack_folder import StackError as StackError
 from .text import PromptFormat, train_text_tokenizer
-
-LAYOUT = 1
-"""Version of a stack folder's layout, in its `stack.json`."""
-
-
-class StackError(ValueError):
-    """A stack that can't be loaded, or an input that it can't take; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,7 @@ class Stack:
         model, text_tokenizer, image_tokenizer, decoder: the parts; they must agree on the image vocabulary.
         name: where it came from, for records.
         default_size: (height, width) px of an image where nobody says.
+        transform: how pictures of any size are resized for the image tokenizer; None = they must have a size that fits.
     Raises: StackError if the parts don't fit each other.
     """
 
@@ -69,6 +65,7 @@ class Stack:
         decoder: DiffusionDecoder,
         name: str,
         default_size: tuple[int, int],
+        transform: AnyResolution | None = None,
     ) -> None:
         if model.config.image_vocab_size != image_tokenizer.codebook_size:
             raise StackError(
@@ -81,6 +78,7 @@ class Stack:
         self.decoder = decoder.eval().requires_grad_(False)
         self.name = name
         self.default_size = default_size
+        self.transform = transform
         self.format = PromptFormat(text_tokenizer, model.config.vocab_size)
 
     @property
@@ -98,31 +96,61 @@ class Stack:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path = "embedded", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        source: str | Path = "embedded",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        flux: str | Path | None = None,
+        decoder: Mapping[str, Any] | None = None,
     ) -> Stack:
         """Loads a stack.
 
         Args:
-            source: "embedded", or a folder written by `save_pretrained` or by `xomni-rl pretrain`.
+            source: "embedded"; a folder written by `save_pretrained` or by `xomni-rl pretrain`; or a published X-Omni
+                checkpoint's folder.
             device: where the parts go.
             dtype: of the parts' weights.
+            flux: FLUX.1-dev's folder, for a published checkpoint: its VAE and text encoders are used.
+            decoder: options of a published checkpoint's decoder: batch, tiling, quantisation, and offload (its parts stay
+                in main memory and go to the device in turns).
         Raises: StackError naming the folder and what is missing or damaged.
         """
         if str(source) == "embedded":
             with as_file(files("xomni_rl.weights") / "signs") as folder:
                 return cls._load(folder, "embedded").to(device, dtype)
+        if is_published(Path(source)):
+            return cls._load_published(Path(source), flux, torch.device(device), dtype, dict(decoder or {}))
         return cls._load(Path(source), str(source)).to(device, dtype)
 
     @classmethod
+    def _load_published(
+        cls, folder: Path, flux: str | Path | None, device: torch.device, dtype: torch.dtype, options: dict[str, Any]
+    ) -> Stack:
+        offload = options.pop("offload", False)
+        with explained(folder):
+            published = read_published(folder, flux)
+            image_tokenizer = load_image_tokenizer(published).to(device, dtype)
+            works_on = device if offload else None
+            decoder = load_decoder(published, image_tokenizer.projector, dtype, works_on=works_on, **options)
+            model = load_model(published, dtype).to(device)
+            text_tokenizer = load_text_tokenizer(published)
+        side = published.transform.long_size
+        stack = cls(model, text_tokenizer, image_tokenizer, decoder, str(folder), (side, side), published.transform)
+        if not offload:
+            decoder.to(device)
+        return stack
+
+    @classmethod
     def _load(cls, folder: Path, name: str) -> Stack:
-        description = _read_description(folder)
+        description = read_description(folder)
         needed = ["autoregressive/model.safetensors", "text_tokenizer/tokenizer.json", "vision/model.safetensors"]
         needed += ["projector/projector.safetensors", "decoder/transformer/diffusion_pytorch_model.safetensors"]
         needed += ["decoder/codec.safetensors"]
         missing = [part for part in needed if not (folder / part).exists()]
         if missing:
             raise StackError(f"{folder} lacks {', '.join(missing)}; copy it whole, or make one with `xomni-rl pretrain`")
-        with _explained(folder):
+        with explained(folder):
             model = XOmniForCausalLM.from_pretrained(folder / "autoregressive", local_files_only=True, use_safetensors=True)
             text_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "text_tokenizer", local_files_only=True)
             image_tokenizer = SemanticImageTokenizer.from_pretrained(folder)
@@ -172,7 +200,7 @@ class Stack:
     def weight_hashes(self) -> dict[str, str]:
         """SHA-256 of each part's tensors, by part."""
         parts = {"autoregressive": self.model, "image_tokenizer": self.image_tokenizer, "decoder": self.decoder}
-        return {name: _hash(part) for name, part in parts.items()}
+        return {name: weight_hash(part) for name, part in parts.items()}
 
     def grid(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
         """Token grid (h, w) of an image size (height, width) px.
@@ -263,18 +291,19 @@ class Stack:
             negative_ids=negative_ids,
             negative_mask=negative_mask,
         )
-        images = self.decode(samples.tokens, size)
+        images = self.decode(samples.tokens, size, [text for text in texts for _ in range(group_size)])
         return Generation(images, samples.tokens, samples.logprobs, samples.entropy)
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None) -> np.ndarray:
+    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None, texts: Sequence[str] | None = None) -> np.ndarray:
         """Pixels of tokens.
 
         Args:
             tokens: [N, T] or [N, h, w] int64.
             size: (height, width) px, for [N, T].
-        Returns: uint8 [N, H, W, 3]; depends on nothing but the tokens.
-        Raises: StackError if T doesn't fill the grid or a token is outside the codebook.
+            texts: N prompts; a decoder with text encoders (FLUX.1) looks at them too, others don't.
+        Returns: uint8 [N, H, W, 3]; depends on nothing but the tokens and, with text encoders, the prompts.
+        Raises: StackError if T doesn't fill the grid, a token is outside the codebook, or texts are missing.
         """
         if tokens.dim() == 2:
             h, w = self.grid(size)
@@ -282,7 +311,7 @@ class Stack:
                 raise StackError(f"{tokens.shape[1]} tokens don't fill an image of {h}x{w} tokens")
             tokens = tokens.view(-1, h, w)
         try:
-            return self.decoder(tokens.to(self.device)).cpu().numpy()
+            return self.decoder(tokens.to(self.device), None if texts is None else list(texts)).cpu().numpy()
         except ValueError as error:
             raise StackError(str(error)) from error
 
@@ -292,6 +321,18 @@ class Stack:
         try:
             pixels = to_pixels(images, self.device, next(self.image_tokenizer.parameters()).dtype)
             return self.image_tokenizer(pixels)
+        except ValueError as error:
+            raise StackError(str(error)) from error
+
+    def fitting(self, image: Any) -> np.ndarray:
+        """A picture (PIL's, or uint8 [H, W, 3]) as the image tokenizer takes it: resized, if the stack takes any size.
+
+        Raises: StackError for a picture that is too small or too long.
+        """
+        if self.transform is None:
+            return np.asarray(image)
+        try:
+            return self.transform.resize(image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)))
         except ValueError as error:
             raise StackError(str(error)) from error
 
@@ -305,7 +346,7 @@ class Stack:
             max_new_tokens: where an answer is cut.
         Raises: StackError for an image or a question that doesn't fit.
         """
-        return self.answer(self.encode(np.asarray(image)[None]), question, max_new_tokens)[0]
+        return self.answer(self.encode(self.fitting(image)[None]), question, max_new_tokens)[0]
 
     @torch.no_grad()
     def answer(self, tokens: Tensor, question: str, max_new_tokens: int = 64) -> list[str]:
@@ -323,38 +364,3 @@ class Stack:
             pad_token_id=self.format.pad,
         )
         return [text.strip() for text in self.text_tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)]
-
-
-def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / "stack.json"
-    if not folder.is_dir():
-        raise StackError(f"no stack at {folder}: give 'embedded' or a folder written by `xomni-rl pretrain`")
-    if not path.exists():
-        raise StackError(f"{folder} is no stack: it has no stack.json; `xomni-rl pretrain --out {folder}` writes one")
-    try:
-        description = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise StackError(f"{path} is damaged ({error}); copy the stack again") from error
-    if not isinstance(description, dict) or description.get("layout") != LAYOUT:
-        raise StackError(
-            f"{path} has layout {description.get('layout') if isinstance(description, dict) else None}, not {LAYOUT}"
-        )
-    return description
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Turns the libraries' errors about damaged files into one sentence."""
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise StackError(f"{folder} can't be loaded, a file is damaged or of another architecture: {first}") from error
-
-
-def _hash(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else b"")
-    return digest.hexdigest()

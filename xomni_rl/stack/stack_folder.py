@@ -1,0 +1,57 @@
+"""What lies in a stack's folder, and errors about it in one sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+LAYOUT = 1
+"""Version of a stack folder's layout, in its `stack.json`."""
+
+
+class StackError(ValueError):
+    """A stack that can't be loaded, or an input that it can't take; the message says what to do."""
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What a stack folder's stack.json says. Raises: StackError if it is no stack folder, or damaged."""
+    path = folder / "stack.json"
+    if not folder.is_dir():
+        raise StackError(f"no stack at {folder}: give 'embedded' or a folder written by `xomni-rl pretrain`")
+    if not path.exists():
+        raise StackError(f"{folder} is no stack: it has no stack.json; `xomni-rl pretrain --out {folder}` writes one")
+    try:
+        description = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise StackError(f"{path} is damaged ({error}); copy the stack again") from error
+    if not isinstance(description, dict) or description.get("layout") != LAYOUT:
+        raise StackError(
+            f"{path} has layout {description.get('layout') if isinstance(description, dict) else None}, not {LAYOUT}"
+        )
+    return description
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turns the libraries' errors about damaged files into one sentence."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StackError(f"{folder} can't be loaded, a file is damaged or of another architecture: {first}") from error
+
+
+def weight_hash(module: torch.nn.Module) -> str:
+    """SHA-256 of a module's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,102 @@
+"""Tensors of published folders: safetensors in one file or in shards, and what they hold without reading them.
+
+A file that PyTorch pickled is read by its restricted unpickler, which knows tensors and plain containers and runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+LARGEST_HEADER = 100_000_000
+"""Bytes; a header that claims more is damage (safetensors' own limit)."""
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+
+
+def shards(folder: Path) -> list[Path]:
+    """The safetensors of a folder: those that its index names, else all.
+
+    Raises: FileNotFoundError if there are none, or one that the index names is not there; ValueError for a damaged index.
+    """
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if indices:
+        try:
+            names = sorted(set(json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{indices[0]} is damaged: copy it again") from error
+        files = [folder / str(name) for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing) or 'safetensors'}")
+    return files
+
+
+def read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a safetensors file's tensors; only the header is read.
+
+    Raises: ValueError if the file is damaged or cut off; OSError if it cannot be read.
+    """
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else LARGEST_HEADER + 1
+        if length > min(LARGEST_HEADER, size - 8):
+            raise ValueError(f"{path} is damaged or cut off: copy it again")
+        try:
+            header: dict[str, Any] = json.loads(file.read(length))
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+            shapes = {name: tuple(int(side) for side in entry["shape"]) for name, entry in entries.items()}
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged: its header is no list of tensors") from error
+    if 8 + length + end != size:
+        raise ValueError(f"{path} is damaged or cut off: {8 + length + end} bytes are announced, {size} are there")
+    return shapes
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors of a folder. Raises: as `shards` and `read_header` do."""
+    return {name: shape for file in shards(folder) for name, shape in read_header(file).items()}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a folder, or of one file.
+
+    Args:
+        path: a folder with safetensors; a safetensors file; or one that PyTorch pickled, whose tensors may lie under
+            "state_dict" or "model".
+    Raises: OSError for a missing file; ValueError for a damaged one, or one that holds anything but tensors.
+    """
+    if path.is_dir():
+        return {name: tensor for file in shards(path) for name, tensor in load_file(file).items()}
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.suffix in PICKLED:
+        return _read_pickled(path)
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or cut off ({error}): copy it again") from error
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler's, the archive's and torch's errors share no class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} is damaged, or holds more than tensors: {reason}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ValueError(f"{path} holds no table of tensors")
+    return {str(name): value for name, value in found.items()}
