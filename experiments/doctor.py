@@ -88,6 +88,27 @@ def check_golden(folder: str | Path, console: Console | None = None) -> bool:
     return all(row.ok for row in rows)
 
 
+def check_checkpoint(folder: Path, flux: Path | None, console: Console | None = None) -> bool:
+    """Prints every part of a published X-Omni folder with what is wrong with it; True if nothing is.
+
+    Only headers are read, but for a projector that PyTorch pickled.
+
+    Raises: StackError if the folder is in another layout, or its config.json is damaged.
+    """
+    from xomni_rl.stack.checkpoint import is_published, problems, read_published
+    from xomni_rl.stack.stack import StackError
+
+    if not is_published(folder):
+        raise StackError(f'{folder} is no published X-Omni checkpoint: it has no config.json with "model_type": "x-omni"')
+    try:
+        published = read_published(folder, flux)
+    except ValueError as error:
+        raise StackError(str(error)) from error
+    parts = (Finding(part, problem or "", problem is None) for part, problem in problems(published))
+    found = print_findings(str(folder), parts, console or Console())
+    return all(finding.ok for finding in found)
+
+
 def machine() -> Iterator[Finding]:
     """Python, packages, cores, memory, GPU."""
     import torch

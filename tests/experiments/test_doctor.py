@@ -13,8 +13,17 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
+from tests.stack.published_folder import write_checkpoint, write_flux
 from xomni_rl.cli import app
-from xomni_rl.experiments.doctor import check_golden, check_rewards, embedded_stack, hub_offline, machine, reward_checks
+from xomni_rl.experiments.doctor import (
+    check_checkpoint,
+    check_golden,
+    check_rewards,
+    embedded_stack,
+    hub_offline,
+    machine,
+    reward_checks,
+)
 from xomni_rl.experiments.run import run_training
 from xomni_rl.rewards.base import FunctionReward, Reward, RewardUnavailableError, rewards
 from xomni_rl.rewards.component import Component
@@ -246,3 +255,16 @@ def test_training_with_a_reward_that_ranks_wrongly_warns_and_records_it(workplac
     assert recorded["mine"]["scores"] == [0.0, 1.0]
     assert recorded["mine"]["errors"] == []
     assert recorded["mine"]["warnings"][0] in shown(screen)
+
+
+def test_whole_checkpoint_is_in_order_and_one_without_flux_is_not(tmp_path: Path) -> None:
+    checkpoint, flux = write_checkpoint(tmp_path / "xomni"), write_flux(tmp_path / "flux")
+    console = Console(file=io.StringIO(), width=200)
+    assert check_checkpoint(checkpoint, flux, console)
+    assert not check_checkpoint(checkpoint, None, console)
+    assert "give FLUX.1-dev's with flux=FOLDER" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_folder_of_another_layout_is_no_published_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="no published X-Omni checkpoint"):
+        check_checkpoint(tmp_path, None)

@@ -127,12 +127,17 @@ def doctor(
     golden: Annotated[
         Path | None, typer.Option(help="Compare with the fixtures of this folder, and nothing else.", show_default=False)
     ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Examine this published X-Omni folder, and nothing else.", show_default=False)
+    ] = None,
+    flux: Annotated[Path | None, typer.Option(help="FLUX.1-dev's folder, with --checkpoint.", show_default=False)] = None,
 ) -> None:
-    """Is this installation in order? Is this reward?
+    """Is this installation in order? Is this reward? Is this checkpoint?
 
     Checks versions, the machine, the embedded weights and every reward on its good and bad image. With reward=NAME, examines
     its components: calibration scores, time, memory, versions, hashes, and whether it is constant, out of range, random or
-    dependent on the batch. With --golden, parity with the public implementation. Exit status 1 if something is not in order.
+    dependent on the batch. With --golden, parity with the public implementation. With --checkpoint, what is missing from a
+    downloaded folder or doesn't fit its configuration, before 15 GB are read. Exit status 1 if something is not in order.
 
     Examples:
 
@@ -141,14 +146,18 @@ def doctor(
     • xomni-rl doctor reward=ocr reward.components.ocr.options.metric=f1
 
     • xomni-rl doctor --golden tests/golden
+
+    • xomni-rl doctor --checkpoint X-Omni-En --flux FLUX.1-dev
     """
     config = reward_of(overrides) if overrides else None
-    from xomni_rl.experiments.doctor import check_golden, check_installation, check_rewards
+    from xomni_rl.experiments.doctor import check_checkpoint, check_golden, check_installation, check_rewards
 
     if config is not None:
         from xomni_rl.rewards.composite import build_composite
 
         in_order = check_rewards(build_composite(config))
+    elif checkpoint is not None:
+        in_order = check_checkpoint(checkpoint, flux)
     else:
         in_order = check_installation() if golden is None else check_golden(golden)
     if not in_order:
