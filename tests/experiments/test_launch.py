@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -176,6 +177,30 @@ def test_quoted_value_is_read_back_by_hydra(text: str) -> None:
 
 
 # Slurm
+
+
+@pytest.mark.slow
+def test_torchrun_line_of_the_page_gives_the_run_of_one_process(workplace: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+    line = re.search(r"`(torchrun .*?)`", page)
+    assert line is not None
+    program, *arguments = shlex.split(line[1])
+    assert program == "torchrun"
+    small = [override for override in SMALL if not override.startswith(("run=", "hydra."))]
+    commands = {
+        "runs/two": [sys.executable, "-m", "torch.distributed.run", *arguments, *small],
+        "runs/one": [sys.executable, "-m", "xomni_rl", "train", "run=runs/one", *small],
+    }
+    figures = []
+    for run, command in commands.items():
+        done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-2000:]
+        row = json.loads((workplace / run / "metrics.jsonl").read_text().splitlines()[-1])
+        figures.append({name: value for name, value in row.items() if name != "time"})
+    assert figures[0].keys() == figures[1].keys()
+    for name, value in figures[1].items():
+        assert figures[0][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    assert json.loads((workplace / "runs/two" / "manifest.json").read_text())["processes"] == 2
 
 
 @pytest.mark.slow
