@@ -19,15 +19,23 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def add_adapters(
-    model: nn.Module, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = TARGETS, *, seed: int = 0
+    model: nn.Module,
+    rank: int = 8,
+    alpha: float = 16.0,
+    targets: Sequence[str] = TARGETS,
+    full: Sequence[str] = (),
+    *,
+    seed: int = 0,
 ) -> None:
-    """Puts adapters on a model's projections in place; from then on they alone are trained.
+    """Puts adapters on a model's projections in place; from then on they alone are trained, and what `full` names.
 
     Args:
         model: of transformers.
         rank: r, ≥ 1.
         alpha: α; the adapters' product counts α/r times.
         targets: last names of the linear layers that get one.
+        full: last names of layers that are trained as they are, such as mm_head; their first weights are kept for the
+            reference.
         seed: of A; B begins at 0, so that the adapted model is at first the plain one.
     Raises: SettingsError for a value out of range, a layer that is not there, or without peft.
     """
@@ -38,13 +46,15 @@ def add_adapters(
     if not isinstance(rank, int) or rank < 1 or not alpha > 0:
         raise SettingsError(f"model.lora: rank must be a whole number of 1 or more and alpha above 0, not {rank} and {alpha}")
     linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    unknown = sorted(set(targets) - linear)
-    if unknown or not targets:
-        raise SettingsError(f"model.lora.targets: no layer {unknown}; this model has {', '.join(sorted(linear))}")
+    for option, names in (("targets", targets), ("full", full)):
+        unknown = sorted(set(names) - linear)
+        if unknown or not targets:
+            raise SettingsError(f"model.lora.{option}: no layer {unknown}; this model has {', '.join(sorted(linear))}")
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # adapters are made on the CPU, whatever the model is on
         torch.manual_seed(seed)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets)), model)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), modules_to_save=list(full) or None)
+        inject_adapter_in_model(config, model)
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -55,7 +65,7 @@ def is_adapted(model: nn.Module) -> bool:
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
     """The model as it was before adapters were added, for as long as the context lasts."""
-    layers = list(_adapted_layers(model))
+    layers = [*_adapted_layers(model), *(module for module in model.modules() if hasattr(module, "modules_to_save"))]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)
@@ -79,14 +89,14 @@ def merged_tensors(tensors: Mapping[str, Tensor], scaling: float) -> dict[str, T
     Args:
         tensors: by name, as the adapted model has them.
         scaling: α/r.
-    Returns: by the plain model's names, W + scaling · B·A where there is an adapter.
+    Returns: by the plain model's names, W + scaling · B·A where there is an adapter, and layers trained in full as trained.
     Raises: KeyError if half of an adapter is missing.
     """
     merged: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        if ".lora_A." in name or ".lora_B." in name:
+        if ".lora_A." in name or ".lora_B." in name or ".original_module." in name:
             continue
-        plain = name.replace(".base_layer.", ".")
+        plain = name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
         layer, _, kind = name.rpartition(".base_layer.")
         if kind == "weight":
             low, high = (tensors[f"{layer}.lora_{side}.default.weight"] for side in "AB")

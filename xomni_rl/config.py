@@ -94,6 +94,7 @@ SCHEMA: dict[str, Any] = {
     "resume": Rule("text", optional=True),
     "seed": SEED,
     "model": {
+        "family": Rule("text", required=False),
         "path": NAME,
         "dtype": Rule("text", choices=("float32", "bfloat16", "float16")),
         "device": NAME,
@@ -102,6 +103,7 @@ SCHEMA: dict[str, Any] = {
             "rank": Rule("whole number", least=1, required=False),
             "alpha": Rule("number", above=0, required=False),
             "targets": Rule("list", required=False),
+            "full": Rule("list", required=False),
         },
     },
     "reward": REWARD,

@@ -112,6 +112,49 @@ def test_adapters_are_trained_again_after_the_reference_was_asked(adapted: Stack
     assert all(p.grad is not None for n, p in adapted.model.named_parameters() if n in before and "mm_head" not in n)
 
 
+def test_head_trained_in_full_is_seen_by_the_sampler_and_forgotten_by_the_reference(
+    prompts: list[Prompt], cheap_reward: Callable[..., CompositeReward]
+) -> None:
+    stack = Stack.tiny_random(seed=0)
+    add_adapters(stack.model, rank=4, full=["mm_head"])
+    policy = StackPolicy(stack)
+    trained = [name for name, parameter in stack.model.named_parameters() if parameter.requires_grad]
+    assert [name for name in trained if "lora" not in name] == ["mm_head.modules_to_save.default.weight"]
+    policy.keep_reference()
+    first = TokenBatch.of(policy.rollout(prompts[:2], cheap_reward(), group_size=2, seed=0))
+    with torch.no_grad():
+        initial = policy.logprobs(first)[0]
+        stack.model.mm_head.weight.mul_(3.0)  # sharper, as training would make it
+    batch = policy.rollout(prompts[:2], cheap_reward(), group_size=2, seed=0)
+    with torch.no_grad():
+        found = policy.logprobs(TokenBatch.of(batch))[0]
+    torch.testing.assert_close(found, batch.old_logprobs, atol=1e-4, rtol=0)
+    assert torch.equal(policy.reference_logprobs(first), initial)
+    assert {name for name, parameter in stack.model.named_parameters() if parameter.requires_grad} == set(trained)
+    policy.logprobs(first)[0].mean().backward()
+    assert stack.model.mm_head.modules_to_save["default"].weight.grad is not None
+    plain = Stack.tiny_random(seed=0).model
+    merged = merged_tensors(stack.model.state_dict(), scaling=4.0)
+    assert merged.keys() == plain.state_dict().keys()
+    assert torch.equal(merged["mm_head.weight"], plain.mm_head.weight * 3.0)
+
+
+def test_run_with_a_head_trained_in_full_goes_on_and_generates(tmp_path: Path) -> None:
+    overrides = [
+        "model.path=tiny_random",
+        "model.lora={rank: 2, alpha: 4, full: [mm_head]}",
+        "trainer=quick",
+        "trainer.steps=1",
+    ]
+    overrides += ["trainer.evaluate_every=null", "prompts.heldout_count=0", "reward=contrast", "trainer.trackers=[]"]
+    run_training(compose([*overrides, f"run={tmp_path / 'run'}"]), console=Console(file=io.StringIO()))
+    more = compose([f"resume={tmp_path / 'run'}", "trainer.steps=2"])
+    summary = run_training(more, overrides=["trainer.steps=2"], console=Console(file=io.StringIO()))
+    assert summary.steps == 2
+    trained, start = trained_stack(tmp_path / "run", "last").model, Stack.tiny_random().model
+    assert not torch.equal(trained.mm_head.weight, start.mm_head.weight)
+
+
 def test_merged_weights_are_base_plus_scaled_product() -> None:
     # W = [[1, 0], [0, 1]], A = [[1, 2]], B = [[3], [4]]: B·A = [[3, 6], [4, 8]], twice that on top of W
     tensors = {
