@@ -119,3 +119,43 @@ def test_one_token_too_many_is_refused(stack: Stack) -> None:
     sampler.append(torch.tensor([0]))
     with pytest.raises(ValueError, match="all 1 tokens"):
         sampler.append(torch.tensor([0]))
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=str)
+def test_scoring_a_piece_at_a_time_gives_the_same_numbers_and_gradients(
+    stack: Stack, sampling: SamplingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, (ids, mask), context = draw(stack, sampling, PROMPTS, group_size=2)
+
+    def scored() -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        stack.model.zero_grad()
+        wanted = {"sampling": sampling, "with_entropy": True}
+        logprobs, entropies = score_image_tokens(stack.model, ids, mask, samples.tokens, **wanted, **context)
+        (logprobs.sum() + 0.1 * entropies.sum()).backward()
+        return logprobs.detach(), entropies.detach(), [p.grad.clone() for p in stack.model.parameters() if p.grad is not None]
+
+    whole = scored()
+    monkeypatch.setattr("xomni_rl.stack.sampler.LOGITS_AT_A_TIME", 512 * 50)  # 288 tokens of 512 logits: six pieces
+    pieces = scored()
+    torch.testing.assert_close(pieces[0], whole[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(pieces[1], whole[1], atol=1e-5, rtol=0)
+    for piece, all_at_once in zip(pieces[2], whole[2], strict=True):
+        torch.testing.assert_close(piece, all_at_once, atol=1e-3, rtol=1e-4)
+
+
+def test_most_logits_in_memory_do_not_grow_with_the_tokens(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, (ids, mask), _ = draw(stack, SamplingConfig(), PROMPTS, group_size=2)
+    monkeypatch.setattr("xomni_rl.stack.sampler.LOGITS_AT_A_TIME", 512 * 50)
+    largest = 0
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        for score in (score_image_tokens, image_token_logprobs):
+            found = score(stack.model, ids, mask, samples.tokens, group_size=2)
+            (found[0] if isinstance(found, tuple) else found).sum().backward()
+    # 6 images of 48 tokens have 147,456 logits; what is kept for the backward pass is a layer's activations and weights
+    assert largest < 6 * 48 * 512

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .distribution import SamplingConfig, draw_tokens, entropy, guide, sample_uniforms, sampling_logprobs
 from .family import TokenModel
@@ -22,6 +24,10 @@ __all__ = [
     "sample_uniforms",
     "score_image_tokens",
 ]
+
+
+LOGITS_AT_A_TIME = 2**24
+"""Logits in memory while scoring: 64 MiB in float32, and a few times that with their gradients, whatever the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +130,20 @@ def score_image_tokens(
     Returns: logprobs [N, T] and entropy [N, T] (None unless wanted), both with gradients, float32 nats.
     Raises: ValueError for shapes that don't fit.
     """
-    logits, sampling = _scored_logits(
-        model, input_ids, attention_mask, tokens, group_size, sampling, negative_ids, negative_mask
-    )
-    logprobs = sampling_logprobs(logits, sampling, chosen=tokens)
-    return logprobs.gather(-1, tokens[..., None])[..., 0], entropy(logprobs) if with_entropy else None
+    sampling = sampling or SamplingConfig()
+    check_prompts(model, input_ids, attention_mask, tokens.shape[-1])
+    hidden = _scored_features(model, input_ids, attention_mask, tokens, group_size, sampling, negative_ids, negative_mask)
+
+    def score(chosen: Tensor, conditional: Tensor, negative: Tensor | None = None) -> tuple[Tensor, ...]:
+        logits = model.image_logits(conditional)
+        if negative is not None:
+            logits = guide(logits, model.image_logits(negative), sampling.cfg_scale)
+        logprobs = sampling_logprobs(logits, sampling, chosen=chosen)
+        own = logprobs.gather(-1, chosen[..., None])[..., 0]
+        return (own, entropy(logprobs)) if with_entropy else (own,)
+
+    logprobs, *rest = _a_piece_at_a_time(model, score, tokens, hidden)
+    return logprobs, rest[0] if with_entropy else None
 
 
 @torch.no_grad()
@@ -152,33 +167,54 @@ def image_token_logprobs(
 
     Returns: [N, T] float32 nats, with gradients.
     """
-    logits, _ = _scored_logits(model, input_ids, attention_mask, tokens, group_size, None, None, None)
-    return -nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+    check_prompts(model, input_ids, attention_mask, tokens.shape[-1])
+    features = _image_features(model, input_ids, attention_mask, tokens, group_size)
+
+    def score(chosen: Tensor, conditional: Tensor) -> tuple[Tensor, ...]:
+        logits = model.image_logits(conditional).float()
+        return (-nn.functional.cross_entropy(logits.flatten(0, -2), chosen.flatten(), reduction="none").view(chosen.shape),)
+
+    return _a_piece_at_a_time(model, score, tokens, [features])[0]
 
 
-def _scored_logits(
+def _a_piece_at_a_time(
+    model: TokenModel, score: Callable[..., tuple[Tensor, ...]], tokens: Tensor, features: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Scores tokens with at most `LOGITS_AT_A_TIME` logits in memory; if there are more, the backward pass computes them again.
+
+    Args:
+        model: whose image head `score` uses.
+        score: tokens [..., ] and their features → tensors of the tokens' shape.
+        tokens: [N, T].
+        features: each [N, T, hidden].
+    Returns: tensors [N, T].
+    """
+    with torch.no_grad():
+        vocabulary = model.image_logits(features[0][:1, :1]).shape[-1]
+    rows = max(1, LOGITS_AT_A_TIME // (vocabulary * len(features)))
+    if tokens.numel() <= rows:
+        return score(tokens, *features)
+    flat = [tokens.flatten(), *(each.flatten(0, 1) for each in features)]
+    pieces = zip(*(each.split(rows) for each in flat), strict=True)
+    scored = [checkpoint(score, *piece, use_reentrant=False) for piece in pieces]
+    return tuple(torch.cat(column).view(tokens.shape) for column in zip(*scored, strict=True))
+
+
+def _scored_features(
     model: TokenModel,
     input_ids: Tensor,
     attention_mask: Tensor,
     tokens: Tensor,
     group_size: int,
-    sampling: SamplingConfig | None,
+    sampling: SamplingConfig,
     negative_ids: Tensor | None,
     negative_mask: Tensor | None,
-) -> tuple[Tensor, SamplingConfig]:
-    """Guided logits [N, T, V] that predict each of `tokens`, and the sampling they are meant for."""
-    sampling = sampling or SamplingConfig()
-    check_prompts(model, input_ids, attention_mask, tokens.shape[-1])
+) -> list[Tensor]:
+    """Features [N, T, hidden] that predict each of `tokens`, and with guidance those after the negative prompt."""
     if not sampling.guided:
-        return _image_logits(model, input_ids, attention_mask, tokens, group_size), sampling
+        return [_image_features(model, input_ids, attention_mask, tokens, group_size)]
     input_ids, attention_mask = with_negative(input_ids, attention_mask, negative_ids, negative_mask)
-    conditional, negative = _image_logits(model, input_ids, attention_mask, tokens.repeat(2, 1), group_size).chunk(2)
-    return guide(conditional, negative, sampling.cfg_scale), sampling
-
-
-def _image_logits(model: TokenModel, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, group_size: int) -> Tensor:
-    """Logits that predict each of `tokens`: [N, T, V]."""
-    return model.image_logits(_image_features(model, input_ids, attention_mask, tokens, group_size))
+    return list(_image_features(model, input_ids, attention_mask, tokens.repeat(2, 1), group_size).chunk(2))
 
 
 def _image_features(model: TokenModel, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, group_size: int) -> Tensor:
