@@ -1,14 +1,13 @@
-"""Prompts: fields, files with good and bad lines, quoted spans, the `file` prompt set."""
+"""Prompts: fields, files with good and bad lines, quoted spans."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xomni_rl.prompts import Prompt, PromptError, load_prompts, prompt_sets, quoted_spans
+from xomni_rl.prompts import Prompt, PromptError, load_prompts, quoted_spans
 
 # No wall-clock limits: a busy machine is no reason to fail.
 unhurried = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
@@ -136,65 +135,3 @@ def test_spans_are_stripped_parts_of_any_text(text: str) -> None:
         assert span
         assert span == span.strip()
         assert span in text
-
-
-def file_prompts(**options: Any) -> list[Prompt]:
-    return prompt_sets.get("file")(**{"split": "train", "count": 1000, "seed": 0} | options)
-
-
-def test_file_split_shares_no_text_and_covers_the_file(tmp_path: Path) -> None:
-    # Texts come twice, under different ids: both copies must fall into the same split.
-    path = write(tmp_path / "p.txt", *[f"prompt {i % 200}" for i in range(400)])
-    train, heldout = (file_prompts(path=path, split=split) for split in ("train", "heldout"))
-    assert len(train) + len(heldout) == 400
-    assert not {p.text for p in train} & {p.text for p in heldout}
-    # 200 texts at a share of 0.1: 20 expected, standard deviation √(200·0.1·0.9) = 4.2; within 4 of those.
-    assert 3 <= len({p.text for p in heldout}) <= 37
-
-
-def test_file_split_stays_when_a_line_is_added(tmp_path: Path) -> None:
-    lines = [f"prompt {i}" for i in range(100)]
-    before = file_prompts(path=write(tmp_path / "a.txt", *lines), split="heldout")
-    after = file_prompts(path=write(tmp_path / "b.txt", "new first line", *lines), split="heldout")
-    assert {p.text for p in before} <= {p.text for p in after}
-
-
-def test_same_seed_gives_same_order_and_count_cuts_it(tmp_path: Path) -> None:
-    path = write(tmp_path / "p.txt", *[f"prompt {i}" for i in range(100)])
-    assert file_prompts(path=path) == file_prompts(path=path)
-    assert file_prompts(path=path, count=5) == file_prompts(path=path)[:5]
-    assert file_prompts(path=path) != file_prompts(path=path, seed=1)
-
-
-def test_own_heldout_file_is_used_whole_and_its_ids_differ(tmp_path: Path) -> None:
-    path, other = write(tmp_path / "p.txt", "a", "b"), write(tmp_path / "h.txt", "c", "d")
-    heldout = file_prompts(path=path, heldout_path=other, split="heldout")
-    assert {p.text for p in heldout} == {"c", "d"}
-    assert not {p.id for p in heldout} & {p.id for p in file_prompts(path=path, heldout_path=other)}
-
-
-def test_text_in_both_files_is_an_error(tmp_path: Path) -> None:
-    path, other = write(tmp_path / "p.txt", "a", "b"), write(tmp_path / "h.txt", "c", "b")
-    with pytest.raises(PromptError, match=r'1 text\(s\) are in .* too, such as "b"'):
-        file_prompts(path=path, heldout_path=other)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, "needs path"),
-        ({"path": "p.txt", "split": "test"}, "split must be train or heldout"),
-        ({"path": "p.txt", "heldout_share": 1.5}, "between 0 and 1"),
-    ],
-)
-def test_bad_options_of_file_prompts_raise(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        file_prompts(**options)
-
-
-def test_empty_split_is_an_error(tmp_path: Path) -> None:
-    path = write(tmp_path / "p.txt", "only one")
-    found = file_prompts(path=path, split="train", heldout_share=1e-9)  # 1e-9 of all texts are held out: not this one
-    assert [p.text for p in found] == ["only one"]
-    with pytest.raises(PromptError, match="no prompts for the split heldout"):
-        file_prompts(path=path, split="heldout", heldout_share=1e-9)

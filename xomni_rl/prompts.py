@@ -1,7 +1,7 @@
 """Prompts: what is asked of an image and the facts a reward may check; loading them; quoted text in them."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,28 @@ prompt_sets: Registry[PromptSet] = Registry(
 )
 
 
+@dataclass(frozen=True)
+class Row:
+    """One line or row of a source of prompts.
+
+    Args:
+        file: where it stands.
+        number: of the line or row, from 1.
+        prompt: what it asks for, or why it is no prompt.
+        unit: "line" or "row".
+    """
+
+    file: str
+    number: int
+    prompt: Prompt | PromptError
+    unit: str = "line"
+
+    @property
+    def place(self) -> str:
+        """`file:12`, or `file, row 12`."""
+        return f"{self.file}:{self.number}" if self.unit == "line" else f"{self.file}, row {self.number}"
+
+
 def load_prompts(path: str | Path) -> list[Prompt]:
     """Prompts of a file: `.jsonl` (one object of Prompt's fields per line) or `.txt` (one prompt text per line).
 
@@ -61,31 +83,70 @@ def load_prompts(path: str | Path) -> list[Prompt]:
 
     Raises: PromptError "file:line: reason" for the first bad line; FileNotFoundError and other OSErrors as they come.
     """
-    path = Path(path)
-    parsers = {".jsonl": _parse_json_line, ".txt": _parse_text_line}
-    if path.suffix.lower() not in parsers:
-        raise PromptError(f"{path}: prompts are read from .jsonl or .txt files, not from {path.suffix or 'this'}")
-    parse = parsers[path.suffix.lower()]
-    prompts: list[Prompt] = []
-    line_of: dict[str, int] = {}
-    # Not splitlines(): U+2028 and its like are legal inside a JSON string.
-    for number, raw in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not raw.strip():
-            continue
-        try:
-            prompt = parse(_decode(raw), default_id=f"{len(prompts):04d}")
-        except PromptError as error:
-            raise PromptError(f"{path}:{number}: {error}") from error
-        if prompt.id in line_of:
-            raise PromptError(f'{path}:{number}: id "{prompt.id}" is already that of line {line_of[prompt.id]}')
-        line_of[prompt.id] = number
-        prompts.append(prompt)
+    prompts = list(usable_prompts(line_rows(path)))
     if not prompts:
         raise PromptError(f"{path}: there is no prompt in this file")
     return prompts
 
 
-def _decode(raw: bytes) -> str:
+def usable_prompts(rows: Iterable[Row], skipped: list[str] | None = None, remedy: str = "") -> Iterator[Prompt]:
+    """The prompts of rows, one by one; ids must differ.
+
+    Args:
+        rows: of one source.
+        skipped: gets "place: reason" of every bad row, which is left out; None = the first one raises.
+        remedy: ends the message of that error.
+    Raises: PromptError "place: reason".
+    """
+    row_of: dict[str, tuple[str, int]] = {}
+    for row in rows:
+        reason = str(row.prompt) if isinstance(row.prompt, PromptError) else _taken(row, row.prompt.id, row_of)
+        if not isinstance(row.prompt, PromptError) and not reason:
+            row_of[row.prompt.id] = row.file, row.number
+            yield row.prompt
+        elif skipped is None:
+            raise PromptError(f"{row.place}: {reason}{remedy}")
+        else:
+            skipped.append(f"{row.place}: {reason}")
+
+
+def _taken(row: Row, identity: str, row_of: Mapping[str, tuple[str, int]]) -> str:
+    if identity not in row_of:
+        return ""
+    file, number = row_of[identity]
+    return f'id "{identity}" is already that of {row.unit} {number}' + ("" if file == row.file else f" of {file}")
+
+
+def line_rows(path: str | Path) -> Iterator[Row]:
+    """The lines of a `.jsonl` or `.txt` file that are not blank, read one by one.
+
+    Raises: PromptError for another suffix; OSErrors as they come.
+    """
+    path = Path(path)
+    parsers = {".jsonl": _parse_json_line, ".txt": _parse_text_line}
+    if path.suffix.lower() not in parsers:
+        raise PromptError(f"{path}: prompts are read from .jsonl or .txt files, not from {path.suffix or 'this'}")
+    parse = parsers[path.suffix.lower()]
+    for position, (number, raw) in enumerate(filled_lines(path)):
+        try:
+            prompt: Prompt | PromptError = parse(decoded(raw), default_id=f"{position:04d}")
+        except PromptError as error:
+            prompt = error
+        yield Row(str(path), number, prompt)
+
+
+def filled_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, bytes) of every line that is not blank, without a byte order mark."""
+    # Binary, because U+2028 and its like are legal inside a JSON string and end a line of text.
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            if line.strip():
+                yield number, line
+
+
+def decoded(raw: bytes) -> str:
+    """A line as text, stripped. Raises: PromptError if it is not UTF-8."""
     try:
         return raw.decode("utf-8").strip()
     except UnicodeDecodeError as error:
@@ -97,6 +158,18 @@ def _parse_text_line(line: str, default_id: str) -> Prompt:
 
 
 def _parse_json_line(line: str, default_id: str) -> Prompt:
+    record = json_object(line)
+    known = [entry.name for entry in fields(Prompt)]
+    for key in record:
+        if key not in known:
+            raise PromptError(unknown_name("key", key, known))
+    if "text" not in record:
+        raise PromptError('the key "text" is missing')
+    return Prompt(**{"id": default_id, **record})
+
+
+def json_object(line: str) -> dict[str, Any]:
+    """The object that a line of JSON holds. Raises: PromptError for anything else."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -105,13 +178,7 @@ def _parse_json_line(line: str, default_id: str) -> Prompt:
         raise PromptError("not usable JSON: nested too deeply") from error
     if not isinstance(record, dict):
         raise PromptError(f'expected an object such as {{"text": "…"}}, got {_json_type(record)}')
-    known = [entry.name for entry in fields(Prompt)]
-    for key in record:
-        if key not in known:
-            raise PromptError(unknown_name("key", key, known))
-    if "text" not in record:
-        raise PromptError('the key "text" is missing')
-    return Prompt(**{"id": default_id, **record})
+    return record
 
 
 def _json_type(value: object) -> str:

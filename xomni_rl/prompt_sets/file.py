@@ -1,12 +1,14 @@
 """Prompts from a researcher's own file, split into training and held-out ones that can never share a text."""
 
-import hashlib
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from xomni_rl.prompts import Prompt, PromptError, load_prompts, prompt_sets
+from xomni_rl.prompt_sets.cleaning import Cleaning
+from xomni_rl.prompt_sets.splitting import Source, check_split, read_split
+from xomni_rl.prompts import Prompt, line_rows, prompt_sets
 
 
 @prompt_sets.register("file")
@@ -17,6 +19,7 @@ def prompts_from_file(
     path: str | Path | None = None,
     heldout_path: str | Path | None = None,
     heldout_share: float = 0.1,
+    **cleaning: Any,
 ) -> list[Prompt]:
     """Prompts of a .jsonl or .txt file; held-out ones by the hash of their text, or from a second file.
 
@@ -27,43 +30,25 @@ def prompts_from_file(
         path: the file.
         heldout_path: the held-out prompts' own file; None = split `path` by the hash of each text, so that a line
             added or moved leaves the other lines where they were.
-        heldout_share: share of texts that are held out of `path`, in (0, 1).
+        heldout_share: share of texts that are held out of `path`, in (0, 1].
+        cleaning: options of `Cleaning`.
     Raises: PromptError for a bad line ("file:line: reason"), an empty split, or a text that is in both files;
         ValueError for bad options.
     """
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split must be train or heldout, got {split!r}")
+    check_split(split)
     if path is None:
         raise ValueError('prompt set "file" needs path, for example prompts.options.path=prompts.jsonl')
-    if not 0 < heldout_share < 1:
-        raise ValueError(f"heldout_share must be between 0 and 1, got {heldout_share}")
-    if heldout_path is None:
-        wanted = split == "heldout"
-        prompts = [prompt for prompt in load_prompts(path) if _is_heldout(prompt.text, heldout_share) == wanted]
-    else:
-        prompts = _load_apart(path, heldout_path)[split]
-    if not prompts:
-        hint = "give heldout_path, or another heldout_share" if heldout_path is None else "its file is empty"
-        raise PromptError(f"{path}: there are no prompts for the split {split}; {hint}")
-    order = np.random.default_rng(seed).permutation(len(prompts))
-    return [prompts[index] for index in order[:count]]
+    kept = Cleaning.from_options("file", cleaning, ("path", "heldout_path", "heldout_share"))
+    source = Source(
+        str(path),
+        lambda: line_rows(path),
+        heldout_name=str(heldout_path),
+        heldout_rows=None if heldout_path is None else lambda: line_rows(heldout_path),
+        heldout_share=heldout_share,
+    )
 
+    def shuffled(prompts: Iterable[Prompt]) -> list[Prompt]:
+        found = list(prompts)
+        return [found[index] for index in np.random.default_rng(seed).permutation(len(found))[:count]]
 
-def _is_heldout(text: str, share: float) -> bool:
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-def _load_apart(path: str | Path, heldout_path: str | Path) -> dict[str, list[Prompt]]:
-    """Both files' prompts; held-out ids that occur in training too get a prefix, because they seed random streams.
-
-    Raises: PromptError if a text is in both.
-    """
-    splits = {"train": load_prompts(path), "heldout": load_prompts(heldout_path)}
-    for what in ("text", "id"):
-        shared = {getattr(p, what) for p in splits["train"]} & {getattr(p, what) for p in splits["heldout"]}
-        if shared and what == "text":
-            raise PromptError(f'{heldout_path}: {len(shared)} text(s) are in {path} too, such as "{min(shared)}"')
-        if shared:
-            splits["heldout"] = [replace(prompt, id=f"heldout-{prompt.id}") for prompt in splits["heldout"]]
-    return splits
+    return read_split(source, split, kept, shuffled)
