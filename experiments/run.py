@@ -29,7 +29,7 @@ from xomni_rl.prompts import Prompt, prompt_sets
 from xomni_rl.registry import unknown_name
 from xomni_rl.rewards.composite import CompositeReward, build_composite
 from xomni_rl.rewards.health import check_before_training
-from xomni_rl.stack.stack import Stack
+from xomni_rl.stack.family import families
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEADLINES = {"ocr_exact": "OCR exact match", "ocr_char": "character accuracy"}
@@ -106,13 +106,17 @@ def checked_rewards(reward: CompositeReward, evaluation: CompositeReward | None)
     return found
 
 
-def load_stack(model: Mapping[str, Any]) -> Stack:
-    """The stack that group `model` names. Raises: StackError, SettingsError for an unknown dtype or device."""
+def load_stack(model: Mapping[str, Any]) -> Any:
+    """The stack that group `model` names, an `ImageStack`; X-Omni's is a `Stack`, which can do more.
+
+    Raises: StackError, UnknownNameError for an unknown family, SettingsError for an unknown dtype or device.
+    """
     dtype, device = str(model.get("dtype", "float32")), device_of(model)
     if dtype not in DTYPES:
         raise SettingsError(unknown_name("model.dtype", dtype, DTYPES))
     path = str(model.get("path", "embedded"))
-    stack = Stack.tiny_random() if path == "tiny_random" else Stack.from_pretrained(path)
+    family = families.get(str(model.get("family", "xomni")))
+    stack = family.tiny_random() if path == "tiny_random" else family.from_pretrained(path)
     return stack.to(device, DTYPES[dtype])
 
 
@@ -137,7 +141,7 @@ def load_split(config: Mapping[str, Any], split: str, seed: int) -> list[Prompt]
     return make(split=split, count=count, seed=0 if split == "heldout" else seed, **dict(prompts.get("options") or {}))
 
 
-def trained_stack(run: str | Path, which: str = "best") -> Stack:
+def trained_stack(run: str | Path, which: str = "best") -> Any:
     """The stack of a run with trained weights, for generating.
 
     Args:

@@ -24,7 +24,8 @@ from xomni_rl.rewards.composite import COMPONENT_KEYS, KEYS, build_composite
 
 CONF = Path(__file__).parents[1] / "experiments" / "conf"
 CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
-FILLED = {"model=folder": ["model.path=somewhere"], "prompts=file": ["prompts.options.path=prompts.jsonl"]}
+FILLED = {f"model={name}": ["model.path=somewhere"] for name in ("folder", "janus_pro", "emu3")}
+FILLED |= {"prompts=file": ["prompts.options.path=prompts.jsonl"]}
 BY_PATH = ("table", "datasets", "geneval", "longtext_bench", "dpg_bench")
 FILLED |= {f"prompts={name}": ["prompts.options.path=somewhere"] for name in BY_PATH}
 FILLED["prompts=paper"] = [f"prompts.options.sources.{name}.options.path=x" for name in ("aesthetic", "natural")]

@@ -49,3 +49,8 @@ def dull_for_even(images: list[np.ndarray], prompts: Sequence[Prompt]) -> np.nda
     """Redness, but one and the same for prompts whose id ends in an even digit."""
     even = np.array([int(prompt.id[-1]) % 2 == 0 for prompt in prompts])
     return np.where(even, np.float32(0.5), redness(images, prompts).scores)
+
+
+def red_corner(images: list[np.ndarray], prompts: Sequence[Prompt]) -> np.ndarray:
+    """Mean of the red channel in the upper left 8 × 8 px, in [0, 1]; a VQ decoder's norms hold the whole image's mean still."""
+    return np.array([image[:8, :8, 0].mean() / 255 for image in images], dtype=np.float32)
