@@ -67,11 +67,15 @@ class Episodes:
         if not due.size:
             return rewards, {}
         scored = slots[due]
-        images = self.task.images(self.tokens[scored])
         prompts = [self._prompt(slot) for slot in scored]
+        images = self.task.images(self.tokens[scored], [prompt.text for prompt in prompts])
         result = self.task.score(images, prompts)
         rewards[due] = self._pay(scored, result.scores)
         return rewards, {int(slot): _outcome(result, row, images[row], prompts[row]) for row, slot in enumerate(scored)}
+
+    def pictures(self) -> np.ndarray:
+        """uint8 [N, H, W, 3]: what every slot shows so far."""
+        return self.task.images(self.tokens, ["" if prompt is None else prompt.text for prompt in self.prompts])
 
     @property
     def finished(self) -> np.ndarray:

@@ -114,7 +114,7 @@ def rollout(
             **asdict(sampling),
         )
     with _timed(times, "decode"):
-        images = stack.decode(samples.tokens, size)
+        images = stack.decode(samples.tokens, size, [prompt.text for prompt in rows])
     group = np.repeat(np.arange(len(prompts), dtype=np.int64), group_size)
     # The trainer's mixed precision is the policy's; besides, it would reach only the rewards scored in this very thread.
     with _timed(times, "reward"), torch.autocast(samples.tokens.device.type, enabled=False):

@@ -109,7 +109,7 @@ class Task:
             )
         return prompt, left_padded(ids, limit)[0]
 
-    def images(self, tokens: np.ndarray) -> np.ndarray:
+    def images(self, tokens: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """Pictures of token sequences, complete or not: what `render` shows and what is scored.
 
         A sequence that is not complete is decoded with its own first token in place of those to come, and their cells
@@ -117,6 +117,7 @@ class Task:
 
         Args:
             tokens: int64 [N, T]; EMPTY from the first token that is not placed yet.
+            texts: N prompts, for a decoder that looks at them.
         Returns: uint8 [N, H, W, 3].
         """
         if tokens.ndim != 2 or tokens.shape[1] != self.num_tokens:
@@ -126,7 +127,7 @@ class Task:
         if begun.size:
             given = tokens[begun]
             filled = np.where(given == EMPTY, given[:, :1], given)
-            pictures[begun] = self.stack.decode(torch.from_numpy(filled), self.size)
+            pictures[begun] = self.stack.decode(torch.from_numpy(filled), self.size, [texts[row] for row in begun])
         (height, width), (rows, columns) = self.size, self.grid
         empty = (tokens == EMPTY).reshape(-1, rows, columns)
         pictures[empty.repeat(height // rows, axis=1).repeat(width // columns, axis=2)] = GREY

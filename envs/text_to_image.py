@@ -119,7 +119,7 @@ class TextToImageEnv(gymnasium.Env[Observation, np.int64]):
         if self.render_mode is None:
             gymnasium.logger.warn('render() draws nothing: make the environment with render_mode="rgb_array"')
             return None
-        picture: np.ndarray = self.task.images(self._episodes.tokens)[0]
+        picture: np.ndarray = self._episodes.pictures()[0]
         return picture
 
     def _observation(self) -> Observation:

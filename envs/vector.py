@@ -147,7 +147,7 @@ class TextToImageVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         if self.render_mode is None:
             gymnasium.logger.warn('render() draws nothing: make the environment with render_mode="rgb_array"')
             return None
-        return tuple(self.task.images(self._episodes.tokens))
+        return tuple(self._episodes.pictures())
 
     def _begin(self, slots: np.ndarray, wanted: Sequence[Any] | None) -> dict[int, Info]:
         chosen = [self.task.chosen(self._generator(slot), None if wanted is None else wanted[slot]) for slot in slots]

@@ -114,10 +114,16 @@ def load_stack(model: Mapping[str, Any]) -> Any:
     dtype, device = str(model.get("dtype", "float32")), device_of(model)
     if dtype not in DTYPES:
         raise SettingsError(unknown_name("model.dtype", dtype, DTYPES))
-    path = str(model.get("path", "embedded"))
+    path, options = str(model.get("path", "embedded")), dict(model.get("options") or {})
     family = families.get(str(model.get("family", "xomni")))
-    stack = family.tiny_random() if path == "tiny_random" else family.from_pretrained(path)
-    return stack.to(device, DTYPES[dtype])
+    if path == "tiny_random":
+        return family.tiny_random().to(device, DTYPES[dtype])
+    try:
+        return family.from_pretrained(path, device, DTYPES[dtype], **options)
+    except TypeError as error:  # Python's own words name the option
+        if not options:
+            raise
+        raise SettingsError(f"model.options: {error}") from error
 
 
 def device_of(model: Mapping[str, Any]) -> torch.device:

@@ -96,6 +96,7 @@ SCHEMA: dict[str, Any] = {
     "model": {
         "family": Rule("text", required=False),
         "path": NAME,
+        "options": Rule("mapping", required=False),
         "dtype": Rule("text", choices=("float32", "bfloat16", "float16")),
         "device": NAME,
         "gradient_checkpointing": Rule("switch"),

@@ -107,8 +107,9 @@ class ImageStack(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """What guidance moves away from, for each of these prompts: ids [P, L'], left padded, and their mask."""
 
-    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Pixels uint8 [N, H, W, 3] of tokens [N, T] or [N, h, w]; they depend on the tokens alone. Raises: StackError."""
+    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None, texts: Sequence[str] | None = None) -> np.ndarray:
+        """Pixels uint8 [N, H, W, 3] of tokens [N, T] or [N, h, w], and of nothing else but, with a decoder that looks at
+        them, their N prompts. Raises: StackError."""
 
     def encode(self, images: Any) -> Tensor:
         """Tokens [N, h, w] int64 of images uint8 [N, H, W, 3]. Raises: StackError for another shape or size."""
@@ -120,8 +121,17 @@ class ImageStack(Protocol):
 class Family(Protocol):
     """How stacks of one kind are made; a class with these two constructors is one."""
 
-    def from_pretrained(self, source: str | Path) -> ImageStack:
-        """The stack in a folder. Raises: StackError naming what is missing or damaged."""
+    def from_pretrained(
+        self, source: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, **options: Any
+    ) -> ImageStack:
+        """The stack in a folder, on a device.
+
+        Args:
+            source: the folder.
+            device, dtype: of the weights.
+            options: what else the family takes, the configuration's `model.options`.
+        Raises: StackError naming what is missing or damaged.
+        """
 
     def tiny_random(self, seed: int = 0) -> ImageStack:
         """The smallest stack of this kind with random weights: for tests and dry runs."""

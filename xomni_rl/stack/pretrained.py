@@ -189,8 +189,8 @@ class PretrainedStack(ABC):
         return Generation(self.decode(samples.tokens, size), samples.tokens, samples.logprobs, samples.entropy)
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Pixels uint8 [N, H, W, 3] of tokens [N, T] or [N, h, w], by the model's own VQ decoder.
+    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None, texts: Sequence[str] | None = None) -> np.ndarray:
+        """Pixels uint8 [N, H, W, 3] of tokens [N, T] or [N, h, w], by the model's own VQ decoder, which sees no texts.
 
         Pixels from -1 to 1 become 0 to 255, cut off and rounded down, as transformers' processors do it.
 
