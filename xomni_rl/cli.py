@@ -15,6 +15,7 @@ from xomni_rl.commands import train as training
 from xomni_rl.commands.ablate import ablate, compare
 from xomni_rl.commands.audit import audit
 from xomni_rl.commands.errors import friendly_errors
+from xomni_rl.commands.plan import plan
 
 
 class FriendlyGroup(TyperGroup):
@@ -66,6 +67,7 @@ def commands(
 
 app.command("train", context_settings=RAW, add_help_option=False)(training.train)
 app.command("ablate")(ablate)
+app.command("plan")(plan)
 app.command("compare", context_settings={"ignore_unknown_options": True})(compare)
 app.command("generate")(draw.generate)
 app.command("chat")(draw.chat)

@@ -1,0 +1,161 @@
+"""What to change in a job that does not fit, in order of what it costs in quality; each change is planned again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from xomni_rl.experiments.planning.job import Job, with_lora
+from xomni_rl.experiments.planning.memory import memory
+
+LORA_RANK = 16
+
+
+Options = Iterator[tuple[str, Job]]
+Candidate = Callable[[Job], Options]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of a job.
+
+    Attributes:
+        override: what to write on the command line, or what to do.
+        saves: bytes at the peak of one GPU, on top of the changes before it.
+        peak: bytes at that peak after it.
+    """
+
+    override: str
+    saves: int
+    peak: int
+
+
+def advice(job: Job) -> tuple[list[Change], Job]:
+    """Changes in order, until the job fits or nothing frees anything; and the job with all of them.
+
+    The first change of `CANDIDATES` that lowers the peak is taken, and then again, because another part may be the largest now.
+    Of a list that fits, whatever it fits without is left out, what is learned of first.
+    """
+    chosen: list[Candidate] = []
+    changed = job
+    while not fits(changed):
+        peak = memory(changed).peak
+        useful = next((c for c in CANDIDATES if any(memory(new).peak < peak for _, new in c(changed))), None)
+        if useful is None:
+            break
+        chosen.append(useful)
+        changed = applied(job, chosen)[1]
+    if fits(changed):
+        for candidate in reversed(CANDIDATES):
+            for at in [i for i, each in enumerate(chosen) if each is candidate][::-1]:
+                fewer = chosen[:at] + chosen[at + 1 :]
+                if fits(applied(job, fewer)[1]):
+                    chosen = fewer
+    return applied(job, chosen)
+
+
+def applied(job: Job, chosen: list[Candidate]) -> tuple[list[Change], Job]:
+    """The changes one after the other, each planned again; one that does not apply any more is left out."""
+    changes = []
+    for candidate in chosen:
+        for text, new in candidate(job):
+            before, after = memory(job).peak, memory(new).peak
+            changes.append(Change(text, before - after, after))
+            job = new
+    return changes, job
+
+
+def fits(job: Job) -> bool:
+    """Whether a GPU has room for the fullest phase."""
+    return memory(job).peak <= job.gpu.usable
+
+
+def divide(job: Job) -> Options:
+    """Optimizer and gradients divided: the same figures, more traffic."""
+    if job.launch in ("single", "ddp") and job.gpus > 1:
+        yield "launch=fsdp2", replace(job, launch="fsdp2")
+
+
+def accumulate(job: Job) -> Options:
+    """More and smaller backward passes: the same gradient, a little slower."""
+    most = math.ceil(job.prompts / job.minibatches)
+    if job.accumulation < most and job.micro_groups > 1:
+        fitting = next(n for n in range(job.accumulation + 1, most + 1) if _micro(job, n) < job.micro_groups)
+        yield f"trainer.accumulation={fitting}", replace(job, accumulation=fitting)
+
+
+def recompute(job: Job) -> Options:
+    """Activations of one group at a time: the same gradient, about a third slower."""
+    if not job.checkpointing:
+        yield "model.gradient_checkpointing=true", replace(job, checkpointing=True)
+
+
+def one_pass(job: Job) -> Options:
+    """One backward pass instead of several, where passes keep whole gradients: activations stay those of a group if they are
+    recomputed."""
+    if job.accumulation > 1 and job.checkpointing:
+        yield "trainer.accumulation=1", replace(job, accumulation=1)
+
+
+def serve_rewards(job: Job) -> Options:
+    """The largest reward on a server of its own: the same scores."""
+    here = [reward for reward in job.rewards if reward.bytes]
+    if here:
+        largest = max(here, key=lambda reward: reward.bytes)
+        rest = tuple(reward for reward in job.rewards if reward is not largest)
+        yield f"serve the reward {largest.name} elsewhere (docs/rewards/served.md)", replace(job, rewards=rest)
+
+
+def decode_singly(job: Job) -> Options:
+    """Images decoded one at a time: the same images."""
+    if job.parts.batch != 1:
+        yield "decoder_batch=1", replace(job, parts=replace(job.parts, batch=1))
+
+
+def offload_decoder(job: Job) -> Options:
+    """Decoder in the machine's memory between its uses: the same images, slower."""
+    if not job.decoder_offloaded and job.parts.encoders:
+        yield "decoder=offloaded", replace(job, decoder_offloaded=True)
+
+
+def adapt(job: Job) -> Options:
+    """Low-rank adapters: something else is learned."""
+    if not job.adapters:
+        yield f"model.lora={{rank: {LORA_RANK}, alpha: {2 * LORA_RANK}}}", with_lora(job, LORA_RANK)
+
+
+def smaller_groups(job: Job) -> Options:
+    """Half the images of a prompt, twice the prompts: advantages compare fewer images."""
+    if job.group % 2 == 0 and job.group > 2:
+        text = f"trainer.group_size={job.group // 2} trainer.prompts_per_step={job.prompts * 2}"
+        yield text, replace(job, group=job.group // 2, prompts=job.prompts * 2)
+
+
+def smaller_images(job: Job) -> Options:
+    """Images of half the sides while training: details are not seen."""
+    side = round(math.sqrt(job.tokens)) * job.parts.pixels
+    if job.tokens % 4 == 0 and side // 2 >= LEAST_SIDE:
+        yield f"images of a quarter of the pixels ({job.tokens // 4} tokens)", replace(job, tokens=job.tokens // 4)
+
+
+LEAST_SIDE = 288
+CANDIDATES: tuple[Candidate, ...] = (
+    *(
+        divide,
+        recompute,
+        accumulate,
+        one_pass,
+        serve_rewards,
+        decode_singly,
+        offload_decoder,
+        smaller_groups,
+        adapt,
+        smaller_images,
+    ),
+)
+"""In order: first what changes nothing that is learned, then what does."""
+
+
+def _micro(job: Job, accumulation: int) -> int:
+    return replace(job, accumulation=accumulation).micro_groups
