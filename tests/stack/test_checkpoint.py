@@ -1,5 +1,6 @@
 """A tiny checkpoint in the published layout goes the way of the real one, end to end."""
 
+import io
 import json
 from pathlib import Path
 
@@ -7,8 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from tests.stack.published_folder import CODES, FEATURES, tiny_vision, write_checkpoint, write_flux
+from xomni_rl.config import compose
+from xomni_rl.experiments.run import load_stack, run_training
+from xomni_rl.policies.settings import SettingsError
 from xomni_rl.stack.autoregressive import XOmniConfig, XOmniForCausalLM
 from xomni_rl.stack.checkpoint import is_published, problems, read_published
 from xomni_rl.stack.image_tokenizer import VQProjector
@@ -187,3 +192,32 @@ def test_checkpoint_without_vision_config_says_what_is_missing(tmp_path: Path) -
     XOmniConfig(hidden_size=32).save_pretrained(tmp_path)
     with pytest.raises(StackError, match="lacks vision_config with encoder and decoder"):
         Stack.from_pretrained(tmp_path, flux=tmp_path)
+
+
+def test_published_checkpoint_is_trained_by_the_configuration(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"id": f"p{number}", "text": f"a red sign {number}", "size": [32, 32]} for number in range(4)]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    overrides = ["model=folder", f"model.path={folders[0]}", "model.dtype=float32", f"+model.options.flux={folders[1]}"]
+    overrides += [
+        "+model.options.decoder={batch: 2}",
+        "prompts=file",
+        f"prompts.options.path={prompts}",
+        "prompts.train_count=4",
+    ]
+    overrides += [
+        "prompts.heldout_count=0",
+        "reward=contrast",
+        "trainer=quick",
+        "trainer.steps=2",
+        "trainer.prompts_per_step=2",
+    ]
+    overrides += ["trainer.group_size=2", "trainer.evaluate_every=null", "trainer.trackers=[]", f"run={tmp_path / 'run'}"]
+    summary = run_training(compose(overrides), console=Console(file=io.StringIO()))
+    assert summary.steps == 2
+    assert summary.skipped_steps == 0
+
+
+def test_unknown_option_of_a_family_is_named(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(SettingsError, match=r"model\.options: .*'fluxx'"):
+        load_stack({"path": str(folders[0]), "options": {"fluxx": "x"}})
