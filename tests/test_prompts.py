@@ -53,6 +53,7 @@ def test_windows_line_ends_and_unicode_line_separators_do_not_split_a_prompt(tmp
         ("[1]", 'expected an object such as {"text": "…"}, got a list'),
         ("null", "got null"),
         ("[" * 200_000, "nested too deeply"),
+        ('{"text": ' + "1" * 5000 + "}", "not usable JSON: Exceeds the limit"),
         ('{"id": "a"}', 'the key "text" is missing'),
         ('{"text": "a", "txts": ["b"]}', 'unknown key "txts"; nearest: texts, text'),
         ('{"text": "  "}', "text must not be empty"),

@@ -176,6 +176,8 @@ def json_object(line: str) -> dict[str, Any]:
         raise PromptError(f"not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
         raise PromptError("not usable JSON: nested too deeply") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise PromptError(f"not usable JSON: {error}") from error
     if not isinstance(record, dict):
         raise PromptError(f'expected an object such as {{"text": "…"}}, got {_json_type(record)}')
     return record

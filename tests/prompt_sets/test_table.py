@@ -1,6 +1,8 @@
 """The `table` set: parquet, CSV, TSV and JSON lines with columns of any name, malformed rows in each, drawing, splits."""
 
+import contextlib
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from xomni_rl.prompt_sets.cleaning import PromptWarning
 from xomni_rl.prompts import Prompt, PromptError, prompt_sets
@@ -186,6 +190,23 @@ def test_table_that_cannot_be_used_is_a_sentence(tmp_path: Path, options: dict[s
 def test_bad_option_is_a_sentence(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         table(**{"path": Path("p.parquet")} | options)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_file_of_any_format_is_read_or_refused_in_a_sentence(tmp_path: Path, suffix: str, data: st.DataObject) -> None:
+    path = tmp_path / f"p{suffix}"
+    write = {".csv": good_csv, ".tsv": good_tsv, ".jsonl": good_json_lines, ".parquet": good_parquet}[suffix]
+    content = bytearray(write(tmp_path).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        content[start : start + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    path.write_bytes(content)
+    for malformed in ("refuse", "skip"):
+        with warnings.catch_warnings(), contextlib.suppress(PromptError):
+            warnings.simplefilter("ignore", PromptWarning)
+            assert len(table(path, columns={"text": "caption"}, malformed=malformed, **EVERYTHING)) <= 10
 
 
 def test_count_draws_the_beginning_of_one_order_that_the_seed_makes(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def _open_parquet(path: Path) -> Table:
 
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise PromptError(f"{path}: not a parquet file that can be read ({error}); write it again") from error
 
     def records(columns: list[str]) -> Iterator[Record]:
@@ -128,7 +128,7 @@ def _open_parquet(path: Path) -> Table:
                 for record in batch.to_pylist():
                     number += 1
                     yield number, record
-        except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise PromptError(f"{path}: damaged after row {number} ({error}); write it again") from error
 
     return Table(file.schema_arrow.names, records)
@@ -227,7 +227,7 @@ def _field(name: str, column: str | list[str], value: Any, is_text: bool) -> Any
 def _json_cell(column: str | list[str], cell: str) -> Any:
     try:
         return json.loads(cell)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise PromptError(f'column "{column}" must be JSON, such as [32, 96], got {cell[:40]!r}') from error
 
 
@@ -235,6 +235,6 @@ def _list_cell(cell: str) -> list[Any] | None:
     """The list that a cell writes as JSON; None if it is plain text."""
     try:
         found = json.loads(cell) if cell.startswith("[") else None
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, list) else None
