@@ -29,6 +29,7 @@ FILLED |= {"prompts=file": ["prompts.options.path=prompts.jsonl"]}
 BY_PATH = ("table", "datasets", "geneval", "longtext_bench", "dpg_bench")
 FILLED |= {f"prompts={name}": ["prompts.options.path=somewhere"] for name in BY_PATH}
 FILLED["prompts=paper"] = [f"prompts.options.sources.{name}.options.path=x" for name in ("aesthetic", "natural")]
+FILLED["experiment=xomni_paper"] = FILLED["prompts=paper"]
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:
