@@ -163,7 +163,10 @@ def test_malformed_rows_are_refused_by_place_and_reason_or_skipped_and_counted(
         ({"path": "x.xlsx"}, r"x\.xlsx: tables are read from \.parquet, \.csv, \.tsv, \.jsonl"),
         ({"path": "broken.parquet"}, r"broken\.parquet: not a parquet file that can be read"),
         ({"path": "twice.csv"}, r"twice\.csv:1: the first line must name the columns, each once"),
-        ({}, r'p\.parquet: no column "text"; say which one holds it: .*columns=\{text: NAME\}; its columns: caption, key'),
+        (
+            {},
+            r'p\.parquet: no column "text"; say which one holds it: \+prompts\.options\.columns\.text=NAME; its columns: caption, key',
+        ),
         ({"columns": {"text": "captoin"}}, 'unknown column "captoin"; nearest: caption; known: caption, key'),
     ],
 )

@@ -52,9 +52,7 @@ class Columns:
                 raise PromptError(f"{place}: {unknown_name('column', column, present)}; mend prompts.options.columns")
         if "text" not in wanted:
             names = f"; its columns: {', '.join(present)}" if present is not None else ""
-            raise PromptError(
-                f'{place}: no column "text"; say which one holds it: prompts.options.columns={{text: NAME}}{names}'
-            )
+            raise PromptError(f'{place}: no column "text"; say which one holds it: +prompts.options.columns.text=NAME{names}')
         return wanted
 
 
