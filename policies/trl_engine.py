@@ -32,10 +32,10 @@ from xomni_rl.policies.algorithms.base import Algorithm
 from xomni_rl.policies.evaluation import own_random_state
 from xomni_rl.policies.losses import policy_loss
 from xomni_rl.policies.losses.surrogates import cispo, clipped, gspo, sapo
-from xomni_rl.policies.policy import StackPolicy
 from xomni_rl.policies.settings import SettingsError, TrainerSettings
 from xomni_rl.policies.trainer import Trainer
 from xomni_rl.policies.update import Experience, NonFiniteError, split, step_metrics, weighted_means
+from xomni_rl.stack.stack import Stack
 
 try:
     from datasets import Dataset
@@ -56,8 +56,9 @@ class TRLTrainer(Trainer):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise _refused("several processes")
         super().__init__(*parts)
-        if not isinstance(self.policy, StackPolicy):
-            raise _refused(f"a {type(self.policy).__name__}")
+        trained = getattr(self.policy, "stack", self.policy)
+        if not isinstance(trained, Stack):
+            raise _refused(f"a {type(trained).__name__}")
         self.options = batch_options(self.settings) | algorithm_options(self.algorithm)
 
     def _train(self) -> None:
@@ -138,7 +139,7 @@ class Engine(GRPOTrainer):
             args=arguments,
             reward_funcs=[_reward(k) for k in range(len(run.reward.names) if self.by_component else 1)],
             train_dataset=Dataset.from_dict({"prompt": [prompt.text for prompt in run.train_prompts]}),
-            processing_class=run.policy.stack.text_tokenizer,  # type: ignore[attr-defined]  # checked to be a StackPolicy
+            processing_class=run.policy.stack.text_tokenizer,  # type: ignore[attr-defined]  # checked to be X-Omni's
             callbacks=[_StepEnd(self)],
             optimizers=(learner.optimizer, learner.scheduler),
             rollout_func=lambda prompts, trainer: trainer.rolled_out,

@@ -17,6 +17,7 @@ from xomni_rl.envs.text_to_image import TextToImageEnv
 from xomni_rl.envs.vector import TextToImageVectorEnv
 from xomni_rl.experiments.run import build_parts, load_stack, trained_stack
 from xomni_rl.policies.policy import StackPolicy, TokenBatch
+from xomni_rl.policies.settings import SettingsError
 from xomni_rl.policies.trainer import train
 from xomni_rl.prompts import Prompt
 from xomni_rl.stack.sampler import SamplingConfig, draw_tokens, sample_uniforms
@@ -46,6 +47,7 @@ def trained(config: dict[str, Any]) -> Any:
     return train(config, **build_parts(config), console=Console(file=io.StringIO()))
 
 
+@pytest.mark.slow
 def test_reward_rises_and_the_run_comes_back_from_its_checkpoint(learning: dict[str, Any]) -> None:
     summary = trained(learning)
     steps = [row for row in rows(learning) if row["step"] > 0]
@@ -104,6 +106,12 @@ def gradient(policy: StackPolicy, tokens: TokenBatch) -> np.ndarray:
     policy.model.zero_grad()
     policy.logprobs(tokens)[0].mean().backward()
     return torch.cat([parameter.grad.flatten() for parameter in policy.model.parameters()]).numpy()  # type: ignore[union-attr]
+
+
+def test_what_is_xomnis_alone_refuses_other_families(learning: dict[str, Any], family: str) -> None:
+    learning["trainer"]["engine"] = "trl"
+    with pytest.raises(SettingsError, match=type(load_stack(learning["model"])).__name__):
+        trained(learning)
 
 
 def test_adapters_train_alone(learning: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 Drawn = list[tuple["Prompt", "np.ndarray"]]
 StackOption = Annotated[str, typer.Option(help="'embedded', a stack folder, or a run folder (its best checkpoint).")]
+FluxOption = Annotated[
+    Path | None, typer.Option(help="FLUX.1-dev's folder, for a published X-Omni checkpoint.", show_default=False)
+]
+DtypeOption = Annotated[
+    str, typer.Option(help="float32, bfloat16 or float16; auto = bfloat16 for a published checkpoint on a GPU.")
+]
 BATCH = 64
 """Images generated at a time."""
 SHEET_LIMIT = 256
@@ -52,6 +58,11 @@ def generate(
     cfg_scale: Annotated[float, typer.Option(min=0.0, help="Classifier-free guidance; 1 = none.")] = 1.0,
     best_of: Annotated[int, typer.Option(min=1, help="Draw so many for each image and keep what --reward likes best.")] = 1,
     reward: Annotated[str, typer.Option(help="For --best-of: as in xomni-rl train.")] = "ocr",
+    preview: Annotated[
+        int, typer.Option(min=0, help="Every so many tokens, write what is drawn so far to contact_sheet/preview.png.")
+    ] = 0,
+    flux: FluxOption = None,
+    dtype: DtypeOption = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
 ) -> None:
     """Draw images from prompts.
@@ -66,8 +77,12 @@ def generate(
 
     • xomni-rl generate 'a red sign that says "K7AX"' --best-of 8 --reward ocr
 
+    • xomni-rl generate 'a street in spring' --stack X-Omni-En --flux FLUX.1-dev --size 1152x1152 --min-p 0.03 --preview 512
+
     • xomni-rl score pictures --reward ocr
     """
+    if preview and best_of > 1:
+        raise ConfigError("--preview shows images as they are drawn, --best-of keeps some of them at the end: choose one")
     requested = _requested(prompts or [], prompts_file)
     pixels = parse_size(size)
     names = file_names([prompt.id for prompt in requested], count)
@@ -76,18 +91,19 @@ def generate(
 
     sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, cfg_scale=cfg_scale)
     drawn: Drawn = []
-    loaded = load_stack(stack, device)
+    loaded = load_stack(stack, device, flux, dtype)
     for prompt in requested:
         loaded.grid(pixels or prompt.size)  # every size is checked before the first image is drawn
     out.mkdir(parents=True, exist_ok=True)
-    images = _images if best_of == 1 else partial(_best_images, best_of, reward)
+    sheet = out / "contact_sheet" / "grid.png"
+    sheet.parent.mkdir(exist_ok=True)
+    show = partial(_save_preview, sheet.with_name("preview.png"), count)
+    images = partial(_images, preview, show) if best_of == 1 else partial(_best_images, best_of, reward)
     for prompt, image in images(loaded, requested, pixels, count, seed, sampling):
         name = names[len(drawn)]
         _save_png(image, out / f"{name}.png")
         drawn.append((replace(prompt, id=name), image))
     write_prompts([prompt for prompt, _ in drawn], out / "prompts.jsonl")
-    sheet = out / "contact_sheet" / "grid.png"
-    sheet.parent.mkdir(exist_ok=True)
     _save_png(contact_sheet([image for _, image in drawn[:SHEET_LIMIT]], count), sheet)
     typer.echo(f"{len(drawn)} image{'s' * (len(drawn) > 1)} in {out}, prompts in {out / 'prompts.jsonl'}, all on {sheet}")
 
@@ -96,6 +112,8 @@ def chat(
     image: Annotated[Path, typer.Argument(help="Any image file.", show_default=False)],
     question: Annotated[str | None, typer.Argument(help="Left out: ask again and again.", show_default=False)] = None,
     stack: StackOption = "embedded",
+    flux: FluxOption = None,
+    dtype: DtypeOption = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
 ) -> None:
     """Ask the model about an image.
@@ -109,18 +127,29 @@ def chat(
     • xomni-rl chat pictures/0000.png
     """
     from xomni_rl.images import load_image
+    from xomni_rl.stack.stack import Stack, StackError
 
     pixels = load_image(image)
-    loaded = load_stack(stack, device)
-    tokens = loaded.encode(pixels[None])
+    loaded = load_stack(stack, device, flux, dtype)
+    if not isinstance(loaded, Stack):
+        raise StackError(f"{stack} draws only: of the model families, xomni alone answers questions about images")
+    tokens = loaded.encode(loaded.fitting(pixels)[None])
     for each in [question] if question is not None else _questions():
         typer.echo(loaded.answer(tokens, each)[0])
 
 
-def load_stack(source: str, device: str = "auto") -> Stack:
-    """The embedded stack, that of a folder, or that of a run folder with its best (or else last) checkpoint."""
+def load_stack(source: str, device: str = "auto", flux: Path | None = None, dtype: str = "auto") -> Stack:
+    """The embedded stack, that of a folder, or that of a run folder with its best (or else last) checkpoint.
+
+    Args:
+        source: "embedded" or the folder.
+        device: auto = the GPU if there is one.
+        flux: FLUX.1-dev's folder, for a published checkpoint.
+        dtype: auto = bfloat16 for a published checkpoint on a GPU, else float32.
+    """
     import torch
 
+    from xomni_rl.stack.checkpoint import is_published
     from xomni_rl.stack.stack import Stack
 
     if device == "auto":
@@ -131,7 +160,9 @@ def load_stack(source: str, device: str = "auto") -> Stack:
 
         which = "best" if (folder / "checkpoints" / "best").exists() else "last"
         return trained_stack(folder, which).to(device)
-    return Stack.from_pretrained(source, device=device)
+    if dtype == "auto":
+        dtype = "bfloat16" if is_published(folder) and device != "cpu" else "float32"
+    return Stack.from_pretrained(source, device, getattr(torch, dtype), flux=flux)
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -202,6 +233,8 @@ def _requested(texts: Sequence[str], path: Path | None) -> list[Prompt]:
 
 
 def _images(
+    preview: int,
+    show: Callable[[np.ndarray], None],
     stack: Stack,
     prompts: Sequence[Prompt],
     size: tuple[int, int] | None,
@@ -209,10 +242,25 @@ def _images(
     seed: int,
     sampling: SamplingConfig,
 ) -> Iterator[tuple[Prompt, np.ndarray]]:
-    """(prompt, image), prompt by prompt."""
-    for batch in _batches(prompts, BATCH // count):
-        made = stack.generate(batch, size=size or batch[0].size, group_size=count, seed=seed, sampling=sampling)
-        yield from zip([prompt for prompt in batch for _ in range(count)], made.images, strict=True)
+    """(prompt, image), prompt by prompt; pictures of what is there so far go to `show` every `preview` tokens."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from xomni_rl.commands.preview import LEAST_TOKENS, Drawing
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        images = progress.add_task("images", total=len(prompts) * count)
+        for batch in _batches(prompts, BATCH // count):
+            repeated, wanted = [prompt for prompt in batch for _ in range(count)], size or batch[0].size
+            rows, columns = stack.grid(wanted)
+            task = progress.add_task("tokens", total=rows * columns, visible=rows * columns >= LEAST_TOKENS)
+            advance = partial(progress.advance, task)
+            drawing = Drawing(stack, wanted, [prompt.text for prompt in repeated], preview, advance, show)
+            made = stack.generate(batch, size=wanted, group_size=count, seed=seed, sampling=sampling, on_tokens=drawing)
+            progress.remove_task(task)
+            progress.advance(images, len(repeated))
+            yield from zip(repeated, made.images, strict=True)
 
 
 def _best_images(
@@ -226,29 +274,29 @@ def _best_images(
     sampling: SamplingConfig,
 ) -> Iterator[tuple[Prompt, np.ndarray]]:
     """(prompt, image), prompt by prompt, each image the best of `best_of` by a reward."""
+    from rich.console import Console
+    from rich.progress import track
+
     from xomni_rl.config import reward_config
     from xomni_rl.policies.best_of_n import best_images
     from xomni_rl.rewards.composite import build_composite
 
-    judge = build_composite(reward_config(reward))
-    for batch in _batches(prompts, BATCH // (count * best_of)):
+    judge, console = build_composite(reward_config(reward)), Console(stderr=True)
+    batches = _batches(prompts, BATCH // (count * best_of))
+    for batch in track(batches, "drawing", console=console, transient=True, disable=not console.is_terminal):
         repeated = [prompt for prompt in batch for _ in range(count)]
         found = best_images(stack, repeated, judge, best_of, seed=seed, sampling=sampling, size=size or batch[0].size)
         yield from zip(repeated, found.images, strict=True)
 
 
-def _batches(prompts: Sequence[Prompt], per_batch: int) -> Iterator[list[Prompt]]:
-    """Neighbours of one size, at most `per_batch` (but at least one) at a time, with a bar at a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
+def _batches(prompts: Sequence[Prompt], per_batch: int) -> list[list[Prompt]]:
+    """Neighbours of one size, at most `per_batch` (but at least one) at a time."""
     batches: list[list[Prompt]] = []
     for prompt in prompts:
         if not batches or len(batches[-1]) >= max(1, per_batch) or batches[-1][0].size != prompt.size:
             batches.append([])
         batches[-1].append(prompt)
-    console = Console(stderr=True)
-    yield from track(batches, "drawing", console=console, transient=True, disable=not console.is_terminal)
+    return batches
 
 
 def _check_folder(out: Path, names: Sequence[str]) -> None:
@@ -271,6 +319,10 @@ def _questions() -> Iterator[str]:
             yield line
         elif asked_by_person:
             return
+
+
+def _save_preview(path: Path, columns: int, images: np.ndarray) -> None:
+    _save_png(contact_sheet(list(images[:SHEET_LIMIT]), columns), path)
 
 
 def _save_png(image: np.ndarray, path: Path) -> None:
