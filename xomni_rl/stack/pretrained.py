@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -175,6 +175,7 @@ class PretrainedStack(ABC):
         group_size: int = 1,
         seed: int = 0,
         sampling: SamplingConfig | None = None,
+        on_tokens: Callable[[Tensor], None] | None = None,
     ) -> Generation:
         """Generates `group_size` images for each prompt, group-major; arguments as `Stack.generate` has them."""
         sampling = sampling or SamplingConfig()
@@ -184,7 +185,12 @@ class PretrainedStack(ABC):
         height, width = self.grid(size)
         rows, indices = [key for key in keys for _ in range(group_size)], list(range(group_size)) * len(keys)
         uniforms = sample_uniforms(seed, rows, indices, height * width)
-        context: dict[str, Any] = {"negative_ids": negative[0], "negative_mask": negative[1], "group_size": group_size}
+        context: dict[str, Any] = {
+            "negative_ids": negative[0],
+            "negative_mask": negative[1],
+            "group_size": group_size,
+            "on_tokens": on_tokens,
+        }
         samples = sample_image_tokens(self.model, ids, mask, height * width, **vars(sampling), uniforms=uniforms, **context)
         return Generation(self.decode(samples.tokens, size), samples.tokens, samples.logprobs, samples.entropy)
 

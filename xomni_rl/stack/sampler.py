@@ -62,6 +62,7 @@ def sample_image_tokens(
     group_size: int = 1,
     negative_ids: Tensor | None = None,
     negative_mask: Tensor | None = None,
+    on_tokens: Callable[[Tensor], None] | None = None,
 ) -> Samples:
     """Samples image tokens after prompts.
 
@@ -75,6 +76,7 @@ def sample_image_tokens(
         uniforms: [N, T] in [0, 1): the random number that decides each token (`sample_uniforms` makes one stream per sample).
         group_size: G rollouts of each prompt; N = P·G, rows p·G … p·G + G − 1 belong to prompt p.
         negative_ids, negative_mask: [P, L'], the negative prompt; needed with guidance.
+        on_tokens: given the tokens [N] of every step as soon as they are drawn, to show how far it is.
     Returns: tokens and their log-probabilities under the distribution sampled from.
     Raises: ValueError for shapes or settings that don't fit.
     """
@@ -98,6 +100,8 @@ def sample_image_tokens(
         logprobs = sampler.logprobs()
         chosen = draw_tokens(logprobs, uniforms[:, t])
         steps.append((chosen, logprobs.gather(1, chosen[:, None])[:, 0], entropy(logprobs)))
+        if on_tokens is not None:
+            on_tokens(chosen)
         sampler.append(chosen)
     tokens, chosen_logprobs, entropies = (torch.stack(column, 1) for column in zip(*steps, strict=True))
     return Samples(tokens, chosen_logprobs, entropies)

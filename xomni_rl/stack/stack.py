@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -258,6 +258,7 @@ class Stack:
         group_size: int = 1,
         seed: int = 0,
         sampling: SamplingConfig | None = None,
+        on_tokens: Callable[[Tensor], None] | None = None,
     ) -> Generation:
         """Generates images.
 
@@ -267,6 +268,7 @@ class Stack:
             group_size: G images a prompt; N = P·G, group-major.
             seed: same seed, prompt and index, same image, whatever the batch.
             sampling: temperature, truncation, guidance.
+            on_tokens: given the N tokens of every step as soon as they are drawn.
         Raises: StackError for input it can't take.
         """
         sampling = sampling or SamplingConfig()
@@ -290,6 +292,7 @@ class Stack:
             group_size=group_size,
             negative_ids=negative_ids,
             negative_mask=negative_mask,
+            on_tokens=on_tokens,
         )
         images = self.decode(samples.tokens, size, [text for text in texts for _ in range(group_size)])
         return Generation(images, samples.tokens, samples.logprobs, samples.entropy)

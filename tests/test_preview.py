@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from xomni_rl.cli import app
+from xomni_rl.commands.preview import GREY, Drawing
+from xomni_rl.stack.stack import Stack
+
+
+@pytest.fixture(scope="module")
+def stack() -> Stack:
+    return Stack.tiny_random(seed=0)
+
+
+def test_picture_has_what_is_drawn_and_grey_for_the_rest(stack: Stack) -> None:
+    shown: list[np.ndarray] = []
+    counted: list[int] = []
+    drawing = Drawing(stack, None, ["a red sign"] * 2, 20, lambda: counted.append(1), shown.append)
+    made = stack.generate(["a red sign"], group_size=2, on_tokens=drawing)
+    assert len(counted) == 48
+    assert len(shown) == 2  # after 20 and after 40 of 48 tokens
+    # 8 px a token, 12 tokens a row: after 20 tokens row 0 is there, and 8 cells of row 1
+    assert (shown[0][:, 16:] == GREY).all()
+    assert (shown[0][:, 8:16, 64:] == GREY).all()
+    assert (shown[0][:, :8] != GREY).any()
+    assert torch.equal(torch.stack(drawing.tokens, 1), made.tokens)
+    assert np.array_equal(drawing.picture(), made.images)  # nothing is missing any more
+
+
+def test_generate_writes_a_preview_beside_the_contact_sheet(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["generate", 'a red sign that says "K7AX"', "--preview", "30", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "contact_sheet" / "preview.png") as picture:
+        assert picture.size == (96 + 8, 32 + 8)  # one cell with 4 px around it
+    assert [path.name for path in tmp_path.glob("*.png")] == ["0000.png"]
+
+
+def test_preview_of_the_best_of_several_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["generate", "x", "--preview", "9", "--best-of", "2", "--out", str(tmp_path)])
+    assert result.exit_code != 0
+    assert "--preview shows images as they are drawn" in result.output
