@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from xomni_rl.prompts import Prompt
 
 from .cached import CachedTokenModel
+from .generation import Generation, generate
 from .image_tokenizer import to_pixels
-from .sampler import SamplingConfig, sample_image_tokens, sample_uniforms
-from .stack import Generation, StackError
+from .sampler import SamplingConfig
+from .stack_folder import StackError
 
 DECODED_AT_ONCE = 32
 """Images in one pass of a VQ decoder, so that a step's images don't all have their activations in memory."""
@@ -178,21 +179,7 @@ class PretrainedStack(ABC):
         on_tokens: Callable[[Tensor], None] | None = None,
     ) -> Generation:
         """Generates `group_size` images for each prompt, group-major; arguments as `Stack.generate` has them."""
-        sampling = sampling or SamplingConfig()
-        keys = [prompt.id if isinstance(prompt, Prompt) else prompt for prompt in prompts]
-        ids, mask = self.encode_prompts([p.text if isinstance(p, Prompt) else p for p in prompts], size)
-        negative = self.negative_prompts(ids, mask, size) if sampling.guided else (None, None)
-        height, width = self.grid(size)
-        rows, indices = [key for key in keys for _ in range(group_size)], list(range(group_size)) * len(keys)
-        uniforms = sample_uniforms(seed, rows, indices, height * width)
-        context: dict[str, Any] = {
-            "negative_ids": negative[0],
-            "negative_mask": negative[1],
-            "group_size": group_size,
-            "on_tokens": on_tokens,
-        }
-        samples = sample_image_tokens(self.model, ids, mask, height * width, **vars(sampling), uniforms=uniforms, **context)
-        return Generation(self.decode(samples.tokens, size), samples.tokens, samples.logprobs, samples.entropy)
+        return generate(self, prompts, size=size, group_size=group_size, seed=seed, sampling=sampling, on_tokens=on_tokens)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, size: tuple[int, int] | None = None, texts: Sequence[str] | None = None) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -22,28 +21,13 @@ from .any_resolution import AnyResolution
 from .autoregressive import XOmniConfig, XOmniForCausalLM
 from .checkpoint import is_published, load_decoder, load_image_tokenizer, load_model, load_text_tokenizer, read_published
 from .decoder import DiffusionDecoder
+from .generation import Generation as Generation
+from .generation import generate
 from .image_tokenizer import SemanticImageTokenizer, to_pixels
-from .sampler import SamplingConfig, sample_image_tokens, sample_uniforms
+from .sampler import SamplingConfig
 from .stack_folder import LAYOUT, explained, read_description, weight_hash
 from .stack_folder import StackError as StackError
 from .text import PromptFormat, train_text_tokenizer
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Generated images and how they came about.
-
-    Attributes:
-        images: uint8 [N, H, W, 3].
-        tokens: [N, T] int64.
-        logprobs: [N, T] float32 nats, under the distribution sampled from.
-        entropy: [N, T] float32 nats.
-    """
-
-    images: np.ndarray
-    tokens: Tensor
-    logprobs: Tensor
-    entropy: Tensor
 
 
 class Stack:
@@ -271,31 +255,7 @@ class Stack:
             on_tokens: given the N tokens of every step as soon as they are drawn.
         Raises: StackError for input it can't take.
         """
-        sampling = sampling or SamplingConfig()
-        texts = [p.text if isinstance(p, Prompt) else p for p in prompts]
-        keys = [p.id if isinstance(p, Prompt) else p for p in prompts]
-        grid = self.grid(size)
-        ids, mask = self.encode_prompts(texts, size)
-        negative_ids, negative_mask = self.encode_negative(len(texts), size) if sampling.guided else (None, None)
-        samples = sample_image_tokens(
-            self.model,
-            ids,
-            mask,
-            grid[0] * grid[1],
-            **vars(sampling),
-            uniforms=sample_uniforms(
-                seed,
-                [k for k in keys for _ in range(group_size)],
-                list(range(group_size)) * len(keys),
-                grid[0] * grid[1],
-            ),
-            group_size=group_size,
-            negative_ids=negative_ids,
-            negative_mask=negative_mask,
-            on_tokens=on_tokens,
-        )
-        images = self.decode(samples.tokens, size, [text for text in texts for _ in range(group_size)])
-        return Generation(images, samples.tokens, samples.logprobs, samples.entropy)
+        return generate(self, prompts, size=size, group_size=group_size, seed=seed, sampling=sampling, on_tokens=on_tokens)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, size: tuple[int, int] | None = None, texts: Sequence[str] | None = None) -> np.ndarray:
