@@ -129,7 +129,7 @@ CASES = (
     Case("batch", layers=4, hidden=256, intermediate=704, prompts=4, size=(64, 96)),
     Case("reference", layers=4, hidden=768, intermediate=2048, reference=True, group=4, accumulation=2, checkpointing=True),
     Case("adapters", layers=4, rank=8, images=4096, entropy=True, size=(64, 96)),
-    Case("bfloat16", layers=6, size=(64, 96), dtype="bfloat16"),
+    Case("bfloat16", layers=8, dtype="bfloat16"),
 )
 
 

@@ -219,22 +219,27 @@ def backward(job: Job) -> dict[str, int]:
 
 
 def gradients_before(job: Job, again: bool) -> int:
-    """Gradients of earlier passes. Under FSDP2 those of passes before the last stay undivided (`no_sync`): m · trained."""
+    """Gradients of earlier passes or groups. Under FSDP2 those of passes before the last are whole (`no_sync`), m · trained;
+    the last pass divides them."""
     if not again:
         return 0
-    if job.launch == "fsdp2" and job.divided:
-        return gradients(job) + (computed_in(job) * job.trained if job.passes > 1 else 0)
-    return gradients(job)
+    return max(undivided_gradients(job), gradients(job))
 
 
 def gradients_after(job: Job) -> int:
-    """All gradients and that of the largest tensor once more; divided, the part that is being reduced twice instead."""
+    """All gradients and that of the largest tensor once more; divided, the root's (embeddings, heads) before and after their
+    reduction instead."""
     model, m = job.model, computed_in(job)
     if not job.divided:
         return job.width * (job.trained + (0 if job.adapters else model.largest))
-    undivided = m * job.trained if job.passes > 1 and job.launch == "fsdp2" else 0
     reduced = 0 if job.adapters else m * (model.parameters - model.body)
-    return gradients(job) + undivided + 2 * reduced
+    return max(undivided_gradients(job), gradients(job)) + 2 * reduced
+
+
+def undivided_gradients(job: Job) -> int:
+    """Those that a process keeps whole between the passes of one optimizer step."""
+    whole = job.launch == "fsdp2" and job.divided and job.passes > 1
+    return computed_in(job) * job.trained if whole else 0
 
 
 def stepping(job: Job) -> int:
