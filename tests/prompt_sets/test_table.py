@@ -165,7 +165,7 @@ def test_malformed_rows_are_refused_by_place_and_reason_or_skipped_and_counted(
         ({"path": "twice.csv"}, r"twice\.csv:1: the first line must name the columns, each once"),
         (
             {},
-            r'p\.parquet: no column "text"; say which one holds it: \+prompts\.options\.columns\.text=NAME; its columns: caption, key',
+            r'p\.parquet: no column "text"; .*: \+prompts\.options\.columns\.text=NAME; its columns: caption, key',
         ),
         ({"columns": {"text": "captoin"}}, 'unknown column "captoin"; nearest: caption; known: caption, key'),
     ],
