@@ -161,6 +161,16 @@ def test_full_size_transformer_has_every_published_tensor() -> None:
     assert joined["x_embedder.weight"].shape == (3072, 64 + 1536)
 
 
+def test_quantised_weights_give_nearly_the_same_picture(folders: tuple[Path, Path], projector: VQProjector) -> None:
+    pytest.importorskip("torchao")
+    tokens, texts = torch.arange(6).view(1, *GRID), ["a red sign"]
+    plain = load_flux_decoder(*folders, projector, {"num_inference_steps": 2})
+    quantised = load_flux_decoder(*folders, projector, {"num_inference_steps": 2}, quantisation="int8")
+    difference = (plain(tokens, texts).int() - quantised(tokens, texts).int()).abs()
+    assert 0 < difference.max() <= 32  # of 255: eight bits a weight, in the latents of a random VAE
+    assert difference.float().mean() < 4
+
+
 def test_quantisation_is_by_known_names() -> None:
     with pytest.raises(ValueError, match='one of int8, int4, not "int2"'):
         quantise(torch.nn.Linear(4, 4), "int2")

@@ -189,6 +189,6 @@ def quantise(transformer: nn.Module, bits: str) -> None:
     try:
         from torchao import quantization  # type: ignore[import-not-found]
     except ImportError as error:
-        raise ImportError("quantisation needs torchao: pip install torchao") from error
+        raise ImportError("quantisation needs torchao: pip install 'xomni-rl[quantisation]'") from error
     config = quantization.Int8WeightOnlyConfig() if bits == "int8" else quantization.Int4WeightOnlyConfig()
     quantization.quantize_(transformer, config)
