@@ -2,11 +2,13 @@
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from accelerate.state import AcceleratorState
 from rich.console import Console
 
 from tests.stack.published_folder import write_checkpoint, write_flux
@@ -38,7 +40,16 @@ def test_experiment_has_the_published_setting(tmp_path: Path) -> None:
     assert list(config["prompts"]["options"]["sources"]) == ["text", "aesthetic", "natural"]
 
 
+@pytest.fixture
+def other_precision() -> Iterator[None]:
+    """A process keeps accelerate's precision, and other tests have another one than the paper's."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("other_precision")
 def test_dry_run_with_every_component_in_its_tiny_configuration(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "xomni")
     write_flux(tmp_path / "flux")
