@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from xomni_rl.cli import app
 from xomni_rl.commands.preview import GREY, Drawing
+from xomni_rl.stack.family import families
 from xomni_rl.stack.stack import Stack
 
 
@@ -43,3 +44,17 @@ def test_preview_of_the_best_of_several_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["generate", "x", "--preview", "9", "--best-of", "2", "--out", str(tmp_path)])
     assert result.exit_code != 0
     assert "--preview shows images as they are drawn" in result.output
+
+
+def test_folder_of_another_family_is_drawn_with(tmp_path: Path) -> None:
+    families.get("janus").tiny_random().save_pretrained(tmp_path / "janus")  # type: ignore[attr-defined]
+    command = ["generate", "a red sign", "--stack", str(tmp_path / "janus"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "out" / "0000.png") as picture:
+        assert picture.width == picture.height
+    answer = CliRunner().invoke(
+        app, ["chat", str(tmp_path / "out" / "0000.png"), "What is it?", "--stack", str(tmp_path / "janus")]
+    )
+    assert answer.exit_code == 1
+    assert "draws only" in answer.output

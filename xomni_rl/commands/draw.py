@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from xomni_rl.stack.stack import Stack
 
 Drawn = list[tuple["Prompt", "np.ndarray"]]
-StackOption = Annotated[str, typer.Option(help="'embedded', a stack folder, or a run folder (its best checkpoint).")]
+StackOption = Annotated[
+    str, typer.Option(help="'embedded', a stack's or model's folder, or a run folder (its best checkpoint).")
+]
 FluxOption = Annotated[
     Path | None, typer.Option(help="FLUX.1-dev's folder, for a published X-Omni checkpoint.", show_default=False)
 ]
@@ -138,8 +140,8 @@ def chat(
         typer.echo(loaded.answer(tokens, each)[0])
 
 
-def load_stack(source: str, device: str = "auto", flux: Path | None = None, dtype: str = "auto") -> Stack:
-    """The embedded stack, that of a folder, or that of a run folder with its best (or else last) checkpoint.
+def load_stack(source: str, device: str = "auto", flux: Path | None = None, dtype: str = "auto") -> Any:
+    """The embedded stack, that of a folder of any family, or that of a run folder with its best (or else last) checkpoint.
 
     Args:
         source: "embedded" or the folder.
@@ -162,7 +164,20 @@ def load_stack(source: str, device: str = "auto", flux: Path | None = None, dtyp
         return trained_stack(folder, which).to(device)
     if dtype == "auto":
         dtype = "bfloat16" if is_published(folder) and device != "cpu" else "float32"
+    if (family := family_of(folder)) != "xomni":
+        from xomni_rl.stack.family import families
+
+        return families.get(family).from_pretrained(folder, device, getattr(torch, dtype))
     return Stack.from_pretrained(source, device, getattr(torch, dtype), flux=flux)
+
+
+def family_of(folder: Path) -> str:
+    """The family of a folder in transformers' layout, by its config.json: "janus", "emu3", else "xomni"."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return "xomni"
+    return kind if kind in ("janus", "emu3") else "xomni"
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
