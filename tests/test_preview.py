@@ -46,6 +46,12 @@ def test_preview_of_the_best_of_several_is_refused(tmp_path: Path) -> None:
     assert "--preview shows images as they are drawn" in result.output
 
 
+def test_unknown_dtype_is_one_sentence(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["generate", "x", "--dtype", "float31", "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert 'unknown --dtype "float31"; nearest: float32' in result.output
+
+
 def test_folder_of_another_family_is_drawn_with(tmp_path: Path) -> None:
     families.get("janus").tiny_random().save_pretrained(tmp_path / "janus")  # type: ignore[attr-defined]
     command = ["generate", "a red sign", "--stack", str(tmp_path / "janus"), "--out", str(tmp_path / "out")]

@@ -109,14 +109,14 @@ def serve_rewards(job: Job) -> Options:
 
 def decode_singly(job: Job) -> Options:
     """Images decoded one at a time: the same images."""
-    if job.parts.batch != 1:
-        yield "decoder_batch=1", replace(job, parts=replace(job.parts, batch=1))
+    if job.parts.batch != 1 and job.parts.encoders:
+        yield "model.options.decoder.batch=1", replace(job, parts=replace(job.parts, batch=1))
 
 
 def offload_decoder(job: Job) -> Options:
     """Decoder in the machine's memory between its uses: the same images, slower."""
     if not job.decoder_offloaded and job.parts.encoders:
-        yield "decoder=offloaded", replace(job, decoder_offloaded=True)
+        yield "model.options.decoder.offload=true", replace(job, decoder_offloaded=True)
 
 
 def adapt(job: Job) -> Options:

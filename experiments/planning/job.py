@@ -123,20 +123,15 @@ def job_of(
     launch: str | None = None,
     size: tuple[int, int] | None = None,
     prompt_tokens: int = 128,
-    published: bool = False,
-    decoder_offloaded: bool = False,
-    decoder_batch: int | None = None,
 ) -> Job:
     """The job that a resolved configuration makes on so many GPUs.
 
     Args:
-        config: as `xomni_rl.config.validate` gives it.
+        config: as `xomni_rl.config.validate` gives it. `model.options.decoder` says how images are decoded; with
+            `model.options.flux` the published sizes count where `model.path` does not exist.
         launch: see `LAUNCHES`; None = fsdp2 on several GPUs, else single.
         size: (height, width) px of an image; None = the stack's default.
         prompt_tokens: L.
-        published: the full-size configuration counts where `model.path` does not exist.
-        decoder_offloaded: see `Job`.
-        decoder_batch: images decoded at a time; None = all of a rollout.
     Raises: PlanError for a stack that is not there, a size that is no multiple of a token, an unknown launch.
     """
     launch = launch or ("fsdp2" if gpus > 1 else "single")
@@ -148,14 +143,16 @@ def job_of(
     algorithm = build_algorithm(config["algorithm"]["name"], config["algorithm"]["options"])
     if config["model"].get("family", "xomni") != "xomni":
         raise PlanError(f"only X-Omni's family can be planned, not model.family={config['model']['family']}")
-    model, parts = _sizes(str(config["model"]["path"]), published)
+    options = config["model"].get("options") or {}
+    decoder = options.get("decoder") or {}
+    model, parts = _sizes(str(config["model"]["path"]), published="flux" in options)
     lora = config["model"]["lora"] or {}
     targets = tuple(lora.get("targets", TARGETS))
     rank = int(lora.get("rank", 8)) if lora else 0
     sampling = settings.sampling
     return Job(
         model=model,
-        parts=replace(parts, batch=decoder_batch),
+        parts=replace(parts, batch=decoder.get("batch")),
         rewards=reward_sizes(config["reward"], settings.evaluation.reward),
         gpu=gpu,
         gpus=gpus,
@@ -180,7 +177,7 @@ def job_of(
         reference=algorithm.reference is not None,
         critic="values" in algorithm.needs,
         entropy="entropy" in algorithm.needs,
-        decoder_offloaded=decoder_offloaded,
+        decoder_offloaded=bool(decoder.get("offload", False)),
     )
 
 

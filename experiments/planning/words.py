@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from xomni_rl.config import compose, validate
 from xomni_rl.experiments.planning.gpus import parse_gpus
 from xomni_rl.experiments.planning.job import LAUNCHES, Job, PlanError, job_of
-from xomni_rl.registry import unknown_name
 
-OWN = ("gpus", "launch", "size", "prompt_tokens", "decoder", "decoder_batch")
+OWN = ("gpus", "launch", "size", "prompt_tokens")
 """Words that are no override."""
-DECODER = ("loaded", "offloaded")
-PUBLISHED = "model=xomni_7b"
 
 
 def planned(words: Sequence[str]) -> Job:
@@ -34,9 +31,6 @@ def planned(words: Sequence[str]) -> Job:
         launch=own.get("launch"),
         size=_size(own["size"]) if "size" in own else None,
         prompt_tokens=_count(own, "prompt_tokens") or 128,
-        published=PUBLISHED in overrides,
-        decoder_offloaded=_decoder(own.get("decoder", "loaded")),
-        decoder_batch=_count(own, "decoder_batch"),
     )
 
 
@@ -73,9 +67,3 @@ def _count(own: dict[str, str], key: str) -> int | None:
     if not own[key].isdecimal() or int(own[key]) < 1:
         raise PlanError(f"{key} must be a whole number of at least 1, not {own[key]!r}")
     return int(own[key])
-
-
-def _decoder(text: str) -> bool:
-    if text not in DECODER:
-        raise PlanError(unknown_name("place of the decoder,", text, DECODER))
-    return text == "offloaded"

@@ -67,4 +67,5 @@ def test_dry_run_with_every_component_in_its_tiny_configuration(tmp_path: Path) 
     assert len(table) == 6
     asked = {name: int(table[f"reward_{name}"].notna().sum()) for name in parts}
     assert asked["hpsv2"] == asked["unified_reward"] == 6
+    assert 0 < asked["ocr"] < 6
     assert asked["ocr"] == asked["ocr_got"] == 6 - asked["vlm_alignment"]  # a prompt wants text, or it does not

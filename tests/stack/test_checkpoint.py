@@ -102,6 +102,13 @@ def test_lower_precision_reaches_every_part(folders: tuple[Path, Path]) -> None:
     assert stack.generate(["a red sign"], size=(32, 32)).images.shape == (1, 32, 32, 3)
 
 
+def test_offloaded_decoder_stays_where_it_rests_when_the_stack_moves(folders: tuple[Path, Path]) -> None:
+    stack = Stack.from_pretrained(folders[0], flux=folders[1], decoder={"offload": True}).to("meta")
+    assert stack.device == torch.device("meta")
+    assert next(stack.decoder.transformer.parameters()).device == torch.device("cpu")
+    assert stack.decoder.works_on == torch.device("meta")
+
+
 def test_full_size_model_has_the_published_names_and_shapes() -> None:
     with torch.device("meta"):
         own = {name: tuple(t.shape) for name, t in XOmniForCausalLM(FULL_SIZE).state_dict().items()}

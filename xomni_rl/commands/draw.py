@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from xomni_rl.config import ConfigError
+from xomni_rl.registry import unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,7 @@ FluxOption = Annotated[
 DtypeOption = Annotated[
     str, typer.Option(help="float32, bfloat16 or float16; auto = bfloat16 for a published checkpoint on a GPU.")
 ]
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 BATCH = 64
 """Images generated at a time."""
 SHEET_LIMIT = 256
@@ -162,6 +164,8 @@ def load_stack(source: str, device: str = "auto", flux: Path | None = None, dtyp
 
         which = "best" if (folder / "checkpoints" / "best").exists() else "last"
         return trained_stack(folder, which).to(device)
+    if dtype not in DTYPES:
+        raise ConfigError(unknown_name("--dtype", dtype, DTYPES))
     if dtype == "auto":
         dtype = "bfloat16" if is_published(folder) and device != "cpu" else "float32"
     if (family := family_of(folder)) != "xomni":
@@ -172,12 +176,14 @@ def load_stack(source: str, device: str = "auto", flux: Path | None = None, dtyp
 
 
 def family_of(folder: Path) -> str:
-    """The family of a folder in transformers' layout, by its config.json: "janus", "emu3", else "xomni"."""
+    """The family of a model's folder: what its config.json says, if a family is called so, else "xomni"."""
+    from xomni_rl.stack.family import families
+
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
         return "xomni"
-    return kind if kind in ("janus", "emu3") else "xomni"
+    return kind if kind in families.names() else "xomni"
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -35,9 +35,6 @@ def plan(
 
     • prompt_tokens=128 — ids of a prompt
 
-    • decoder=offloaded, decoder_batch=1 — options of `Stack.from_pretrained(decoder=…)`: its parts lie in the machine's memory
-    except while each works; images decoded at a time (default: loaded, all of a rollout)
-
     Examples:
 
     • xomni-rl plan model=xomni_7b trainer=fsdp2 gpus=8x80GB

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from .cached import CachedTokenModel
 from .generation import Generation, generate
 from .image_tokenizer import to_pixels
 from .sampler import SamplingConfig
-from .stack_folder import StackError
+from .stack_folder import StackError, weight_hash
 
 DECODED_AT_ONCE = 32
 """Images in one pass of a VQ decoder, so that a step's images don't all have their activations in memory."""
@@ -128,7 +127,7 @@ class PretrainedStack(ABC):
 
     def weight_hashes(self) -> dict[str, str]:
         """SHA-256 of each part's tensors, by part."""
-        return {"autoregressive": module_hash(self.model), "decoder": module_hash(self.vq)}
+        return {"autoregressive": weight_hash(self.model), "decoder": weight_hash(self.vq)}
 
     def grid(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
         """Token grid (h, w) of an image of (height, width) px. Raises: StackError for a size it cannot draw."""
@@ -216,12 +215,3 @@ def without_branches(whole: Any) -> Any:
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
     return whole
-
-
-def module_hash(module: nn.Module) -> str:
-    """SHA-256 of a module's tensors and their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -114,16 +114,14 @@ class Stack:
         offload = options.pop("offload", False)
         with explained(folder):
             published = read_published(folder, flux)
-            image_tokenizer = load_image_tokenizer(published).to(device, dtype)
+            image_tokenizer = load_image_tokenizer(published)
             works_on = device if offload else None
             decoder = load_decoder(published, image_tokenizer.projector, dtype, works_on=works_on, **options)
-            model = load_model(published, dtype).to(device)
+            model = load_model(published, dtype)
             text_tokenizer = load_text_tokenizer(published)
         side = published.transform.long_size
         stack = cls(model, text_tokenizer, image_tokenizer, decoder, str(folder), (side, side), published.transform)
-        if not offload:
-            decoder.to(device)
-        return stack
+        return stack.to(device, dtype)
 
     @classmethod
     def _load(cls, folder: Path, name: str) -> Stack:
@@ -176,9 +174,14 @@ class Stack:
             return cls(XOmniForCausalLM(config), text, image_tokenizer, decoder, "tiny_random", embedded.DEFAULT_SIZE)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Stack:
-        """Moves every part; returns itself."""
-        for part in (self.model, self.image_tokenizer, self.decoder):
-            part.to(device=device, dtype=dtype)
+        """Moves every part, an offloaded decoder only while it works; returns itself."""
+        self.model.to(device=device, dtype=dtype)
+        self.image_tokenizer.to(device=device, dtype=dtype)
+        if self.decoder.works_on is None:
+            self.decoder.to(device=device, dtype=dtype)
+        else:
+            self.decoder.works_on = torch.device(device)
+            self.decoder.to(dtype=dtype)
         return self
 
     def weight_hashes(self) -> dict[str, str]:

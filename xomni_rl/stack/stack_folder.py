@@ -49,9 +49,9 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 def weight_hash(module: torch.nn.Module) -> str:
-    """SHA-256 of a module's tensors."""
+    """SHA-256 of a module's tensors and their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else b"")
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
