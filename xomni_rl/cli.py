@@ -15,6 +15,7 @@ from xomni_rl.commands import train as training
 from xomni_rl.commands.ablate import ablate, compare
 from xomni_rl.commands.audit import audit
 from xomni_rl.commands.errors import friendly_errors
+from xomni_rl.commands.evaluate import evaluate
 from xomni_rl.commands.plan import plan
 
 
@@ -72,6 +73,7 @@ app.command("compare", context_settings={"ignore_unknown_options": True})(compar
 app.command("generate")(draw.generate)
 app.command("chat")(draw.chat)
 app.command("score")(jobs.score)
+app.command("evaluate")(evaluate)
 app.command("serve")(serving.serve)
 app.command("pretrain")(jobs.pretrain)
 app.command("bench")(jobs.bench)

@@ -1,0 +1,1 @@
+"""Benchmark protocols over images of any generator: suites, their prompts, counts, statistics; `xomni-rl evaluate`."""
