@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import pad
 
 from xomni_rl.envs.rollout import RolloutBatch
+from xomni_rl.images import as_image_array
 from xomni_rl.rewards.composite import CompositeResult
+from xomni_rl.stack.generation import left_padded, right_padded
+from xomni_rl.stack.sampler import PADDING
 
 
 def chosen_groups(batch: RolloutBatch, groups: Sequence[int]) -> RolloutBatch:
@@ -38,16 +39,16 @@ def chosen_groups(batch: RolloutBatch, groups: Sequence[int]) -> RolloutBatch:
 
 
 def joined(batches: Sequence[RolloutBatch]) -> RolloutBatch:
-    """One batch from several of one group size, image size and reward, all or none guided, all or none with `greedy`.
+    """One batch from several of one group size and reward, all or none guided, all or none with `greedy`.
 
     `times` are summed. Normalised scores stay as they are: those of a batch-wide normalisation belong to the part they came in.
 
     Raises: ValueError if they do not fit together.
     """
     first = batches[0]
-    shapes = {(batch.group_size, *batch.images.shape[1:], batch.rewards.names) for batch in batches}
+    shapes = {(batch.group_size, batch.rewards.names) for batch in batches}
     if len(shapes) > 1:
-        raise ValueError(f"batches to join must have one group size, image size and reward, not {sorted(shapes)}")
+        raise ValueError(f"batches to join must have one group size and reward, not {sorted(shapes)}")
     for what, there in (
         ("guided", [b.negative_ids is not None for b in batches]),
         ("greedy", [b.greedy is not None for b in batches]),
@@ -64,27 +65,21 @@ def joined(batches: Sequence[RolloutBatch]) -> RolloutBatch:
     return RolloutBatch(
         prompts=[prompt for batch in batches for prompt in batch.prompts],
         group=np.concatenate([batch.group + start for batch, start in zip(batches, starts[:-1], strict=True)]),
-        input_ids=_left_padded([batch.input_ids for batch in batches]),
-        attention_mask=_left_padded([batch.attention_mask for batch in batches]),
-        negative_ids=_left_padded(negatives) if negatives else None,
-        negative_mask=_left_padded(negative_masks) if negative_masks else None,
+        input_ids=left_padded([batch.input_ids for batch in batches]),
+        attention_mask=left_padded([batch.attention_mask for batch in batches]),
+        negative_ids=left_padded(negatives) if negatives else None,
+        negative_mask=left_padded(negative_masks) if negative_masks else None,
         group_size=first.group_size,
-        tokens=torch.cat([batch.tokens for batch in batches]),
-        old_logprobs=torch.cat([batch.old_logprobs for batch in batches]),
-        entropy=torch.cat([batch.entropy for batch in batches]),
-        images=np.concatenate([batch.images for batch in batches]),
+        tokens=right_padded([batch.tokens for batch in batches], PADDING),
+        old_logprobs=right_padded([batch.old_logprobs for batch in batches]),
+        entropy=right_padded([batch.entropy for batch in batches]),
+        images=as_image_array([image for batch in batches for image in batch.images]),
         rewards=_joined_rewards([batch.rewards for batch in batches]),
         times=times,
         greedy=np.concatenate([batch.greedy for batch in batches if batch.greedy is not None])
         if first.greedy is not None
         else None,
     )
-
-
-def _left_padded(parts: Sequence[Tensor]) -> Tensor:
-    """Rows [P, L] of several tensors under each other; what is padded is masked, so its id does not matter."""
-    length = max(part.shape[1] for part in parts)
-    return torch.cat([pad(part, (length - part.shape[1], 0)) for part in parts])
 
 
 def _rows(rewards: CompositeResult, rows: np.ndarray) -> CompositeResult:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from xomni_rl.envs.rollout import RolloutBatch
+from xomni_rl.images import as_image_array
 from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.composite import CompositeResult
 
@@ -31,7 +32,13 @@ def packed(batch: RolloutBatch) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def packed_pictures(batch: RolloutBatch) -> dict[str, Tensor]:
     """A batch's images and details, which weigh most and only whoever writes tables needs."""
     details = json.dumps(batch.rewards.details, default=str).encode()
-    return {"images": torch.from_numpy(batch.images), "details": torch.frombuffer(bytearray(details), dtype=torch.uint8)}
+    shapes = torch.tensor([image.shape for image in batch.images], dtype=torch.int64)
+    pixels = np.concatenate([image.reshape(-1) for image in batch.images])
+    return {
+        "pixels": torch.from_numpy(pixels),
+        "shapes": shapes,
+        "details": torch.frombuffer(bytearray(details), dtype=torch.uint8),
+    }
 
 
 def unpacked(
@@ -61,8 +68,14 @@ def unpacked(
         prompts=[prompt for prompt in prompts for _ in range(group_size)],
         group=np.repeat(np.arange(len(prompts), dtype=np.int64), group_size),
         group_size=group_size,
-        images=pictures["images"].numpy() if pictures else np.zeros((count, 0, 0, 3), dtype=np.uint8),
+        images=_images(pictures) if pictures else np.zeros((count, 0, 0, 3), dtype=np.uint8),
         rewards=CompositeResult(tuple(about["names"]), **arrays, details=details, metrics=metrics, failures=failures),
         times=dict(about["times"]),
         **fields,
     )
+
+
+def _images(pictures: Mapping[str, Tensor]) -> np.ndarray:
+    shapes = pictures["shapes"].tolist()
+    pieces = pictures["pixels"].split([height * width * depth for height, width, depth in shapes])
+    return as_image_array([piece.view(shape).numpy() for piece, shape in zip(pieces, shapes, strict=True)])

@@ -10,17 +10,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from xomni_rl.envs.options import image_size
 from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.composite import CompositeResult, CompositeReward
 from xomni_rl.stack.family import ImageStack
-from xomni_rl.stack.sampler import SamplingConfig, sample_image_tokens, sample_uniforms
+from xomni_rl.stack.generation import decode_tokens, image_sizes, sample_tokens
+from xomni_rl.stack.sampler import PADDING, SamplingConfig
 
 
 @dataclass
@@ -37,10 +37,10 @@ class RolloutBatch:
         negative_ids: int64 [P, L'], the prompt that guidance moves away from; None without guidance.
         negative_mask: int64 [P, L'].
         group_size: G.
-        tokens: int64 [N, T] in [0, image_vocab).
-        old_logprobs: float32 [N, T], nats, under the distribution sampled from; constant.
-        entropy: float32 [N, T], nats, of that distribution.
-        images: uint8 [N, H, W, 3].
+        tokens: int64 [N, T] in [0, image_vocab); the row of an image that is smaller than others ends with `PADDING`.
+        old_logprobs: float32 [N, T], nats, under the distribution sampled from; constant; 0 at padding.
+        entropy: float32 [N, T], nats, of that distribution; 0 at padding.
+        images: uint8 [N, H, W, 3]; of several sizes, object [N] of uint8 [H, W, 3].
         rewards: N rows of component scores.
         times: seconds spent in "sample", "decode" and "reward".
         greedy: float32 [N, K], what the image of each row's prompt scores whose every token is the likeliest one; None unless
@@ -62,6 +62,11 @@ class RolloutBatch:
     times: dict[str, float]
     greedy: np.ndarray | None = None
 
+    @property
+    def loss_mask(self) -> Tensor:
+        """[N, T] bool, True where there is a token."""
+        return self.tokens != PADDING
+
 
 def rollout(
     stack: ImageStack,
@@ -74,7 +79,7 @@ def rollout(
     size: tuple[int, int] | None = None,
     indices: Sequence[int] | None = None,
 ) -> RolloutBatch:
-    """Samples `group_size` images for each of P prompts and scores them.
+    """Samples `group_size` images for each of P prompts and scores them; the prompts may be of several sizes.
 
     Args:
         stack: the generative stack.
@@ -83,7 +88,7 @@ def rollout(
         group_size: G, images per prompt.
         seed: with the prompt's id and the row's index it fixes the row's random stream, whatever the batch.
         sampling: the distribution to sample from; None = the model's own.
-        size: (height, width) in px; None = the prompts' own, else the stack's default.
+        size: (height, width) in px of all images; None = each prompt's own, else the stack's default.
         indices: N stream indices; None = 0 … G - 1 in each group, going on where a prompt id occurs again.
     Returns: the batch.
     Raises: ValueError for no prompts, a group size below 1 or a wrong number of indices; StackError for a bad size or a
@@ -91,45 +96,33 @@ def rollout(
     """
     if not prompts or group_size < 1:
         raise ValueError(f"at least one prompt and a group size of 1 are needed, got {len(prompts)} and {group_size}")
-    sampling = sampling or SamplingConfig()
     rows = [prompt for prompt in prompts for _ in range(group_size)]
     streams = stream_indices(prompts, group_size) if indices is None else list(indices)
     if len(streams) != len(rows):
         raise ValueError(f"indices must have one entry per image, got {len(streams)} for {len(rows)} images")
-    size = image_size(stack, prompts, size)
+    sizes = image_sizes(stack, prompts, size)
     times: dict[str, float] = {}
     with _timed(times, "sample"):
-        height, width = stack.grid(size)
-        input_ids, attention_mask = stack.encode_prompts([prompt.text for prompt in prompts], size)
-        negative_ids, negative_mask = negative_prompts(stack, input_ids, attention_mask, sampling, size)
-        samples = sample_image_tokens(
-            stack.model,
-            input_ids,
-            attention_mask,
-            height * width,
-            uniforms=sample_uniforms(seed, [prompt.id for prompt in rows], streams, height * width),
-            group_size=group_size,
-            negative_ids=negative_ids,
-            negative_mask=negative_mask,
-            **asdict(sampling),
-        )
+        texts, keys = [prompt.text for prompt in prompts], [prompt.id for prompt in prompts]
+        sampled = sample_tokens(stack, texts, keys, sizes, streams, group_size=group_size, seed=seed, sampling=sampling)
     with _timed(times, "decode"):
-        images = stack.decode(samples.tokens, size, [prompt.text for prompt in rows])
+        row_sizes = [each for each in sizes for _ in range(group_size)]
+        images = decode_tokens(stack, sampled.tokens, row_sizes, [prompt.text for prompt in rows])
     group = np.repeat(np.arange(len(prompts), dtype=np.int64), group_size)
     # The trainer's mixed precision is the policy's; besides, it would reach only the rewards scored in this very thread.
-    with _timed(times, "reward"), torch.autocast(samples.tokens.device.type, enabled=False):
+    with _timed(times, "reward"), torch.autocast(sampled.tokens.device.type, enabled=False):
         rewards = reward(images, rows, group)
     return RolloutBatch(
         prompts=rows,
         group=group,
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        negative_ids=negative_ids,
-        negative_mask=negative_mask,
+        input_ids=sampled.input_ids,
+        attention_mask=sampled.attention_mask,
+        negative_ids=sampled.negative_ids,
+        negative_mask=sampled.negative_mask,
         group_size=group_size,
-        tokens=samples.tokens,
-        old_logprobs=samples.logprobs,
-        entropy=samples.entropy,
+        tokens=sampled.tokens,
+        old_logprobs=sampled.logprobs,
+        entropy=sampled.entropy,
         images=images,
         rewards=rewards,
         times=times,

@@ -68,7 +68,7 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
     metrics |= {f"reward/{name}": mean(values) for name, values in rewards.metrics.items()}
     left_out = np.isnan(rewards.components[~rewards.failed]).sum(axis=0)
     metrics |= {f"not_applicable/{name}": float(count) for name, count in zip(rewards.names, left_out, strict=True) if count}
-    metrics |= {"entropy": float(batch.entropy.double().mean()), "failed_share": float(rewards.failed.mean())}
+    metrics |= {"entropy": float(batch.entropy[batch.loss_mask].double().mean()), "failed_share": float(rewards.failed.mean())}
     share = zero_variance_share(rewards.normalised, rewards.weights, batch.group) if batch.group_size > 1 else None
     return metrics if share is None else metrics | {"zero_variance_share": share}
 
@@ -93,13 +93,16 @@ def _write_batch(folder: Path, batch: RolloutBatch, experience: Experience, erro
         "tokens": batch.tokens,
         "old_logprobs": batch.old_logprobs,
         "entropy": batch.entropy,
-        "images": torch.from_numpy(batch.images),
         "components": torch.from_numpy(batch.rewards.components),
         "normalised": torch.from_numpy(batch.rewards.normalised),
         "weights": torch.from_numpy(batch.rewards.weights),
         "advantages": experience.advantages,
         "keep": experience.keep,
     }
+    if batch.images.dtype == object:
+        tensors |= {f"images/{row}": torch.from_numpy(image) for row, image in enumerate(batch.images)}
+    else:
+        tensors["images"] = torch.from_numpy(batch.images)
     optional = {"reference": experience.reference, "negative_ids": batch.negative_ids, "negative_mask": batch.negative_mask}
     tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / "batch.safetensors")

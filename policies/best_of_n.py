@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import comb
 
 from xomni_rl.envs.rollout import rollout
+from xomni_rl.images import as_image_array
 from xomni_rl.policies.shapes import check_shapes
 from xomni_rl.prompts import Prompt
 from xomni_rl.stack.sampler import SamplingConfig
@@ -21,7 +22,7 @@ class BestImages:
     """The best image of each prompt, and what all N scored.
 
     Attributes:
-        images: uint8 [P, H, W, 3].
+        images: uint8 [P, H, W, 3]; of several sizes, object [P] of uint8 [H, W, 3].
         best: int64 [P], which of the N it is; the first of equal ones.
         scores: float32 [P, N], of the reward; NaN where it does not apply.
     """
@@ -41,7 +42,7 @@ def best_images(
     sampling: SamplingConfig | None = None,
     size: tuple[int, int] | None = None,
 ) -> BestImages:
-    """Draws N images for each of P prompts, of one size, and keeps the best of each.
+    """Draws N images for each of P prompts and keeps the best of each.
 
     Where the reward applies to none of a prompt's images, or failed on all of them, the first is kept.
 
@@ -51,9 +52,8 @@ def best_images(
     batch = rollout(stack, prompts, reward, group_size=n, seed=seed, sampling=sampling, size=size)
     scores = batch.rewards.scores.reshape(len(prompts), n)
     best = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
-    return BestImages(
-        batch.images.reshape(len(prompts), n, *batch.images.shape[1:])[np.arange(len(prompts)), best], best, scores
-    )
+    chosen = batch.images[np.arange(len(prompts)) * n + best]
+    return BestImages(as_image_array(list(chosen)), best, scores)
 
 
 def expected_best(scores: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -49,7 +49,9 @@ class Critic(nn.Module):
         found: Tensor = self(features).float()
         return found
 
-    def fit(self, features: Tensor, returns: Tensor, keep: Tensor, team: Team | None = None) -> dict[str, float]:
+    def fit(
+        self, features: Tensor, returns: Tensor, keep: Tensor, team: Team | None = None, mask: Tensor | None = None
+    ) -> dict[str, float]:
         """Learns to predict the returns of the kept rollouts.
 
         Args:
@@ -57,13 +59,15 @@ class Critic(nn.Module):
             returns: [N, T] float; NaN allowed where `keep` is False.
             keep: [N] bool, at least one True in some process.
             team: the processes that learn together.
+            mask: [N, T] bool, True = a token, where rollouts have different lengths.
         Returns: value_loss (mean squared error before learning) and, if the returns differ, explained_variance (before
             learning; 1 = perfect, 0 = no better than their mean).
         Raises: ValueError if shapes or dtypes differ.
         """
         check_shapes(features=(features, "N T D", "float"), returns=(returns, "N T", "float"), keep=(keep, "N", "bool"))
         team = team or Team()
-        features, returns = features[keep], returns[keep]
+        counted = keep if mask is None else keep[:, None] & mask
+        features, returns = features[counted], returns[counted]
         everyones = team.rows(returns, returns.device)
         first: dict[str, float] = {}
         for _ in range(self.epochs):

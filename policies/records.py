@@ -31,6 +31,7 @@ from PIL import Image
 
 from xomni_rl.envs.rollout import RolloutBatch
 from xomni_rl.prompts import Prompt
+from xomni_rl.stack.sampler import PADDING
 
 PACKAGES: tuple[str, ...] = ("accelerate", "diffusers", "gymnasium", "numpy", "onnxruntime", "rapidocr", "safetensors")
 PACKAGES += ("torch", "transformers", "trl", "xomni-rl")
@@ -231,7 +232,7 @@ def rollout_table(
         batch: N rollouts.
         advantages: [N] or [N, T] float32 (then its mean over tokens is kept); None = none were computed.
         images: how many of the first rows keep their picture, as PNG.
-        tokens: int64 [N, T] on the CPU; None = the batch's.
+        tokens: int64 [N, T] on the CPU; None = the batch's. Padding is left out.
     Returns: columns prompt_id, prompt, group, index, tokens, reward_<component>, metric_<metric>, score, failed,
         advantage, read (what a reward says it read), details (JSON of every component's), image.
     """
@@ -244,7 +245,7 @@ def rollout_table(
         "prompt": [prompt.text for prompt in batch.prompts],
         "group": batch.group,
         "index": np.arange(count) % batch.group_size,
-        "tokens": pa.array(list(tokens), type=pa.list_(token_type)),
+        "tokens": pa.array([row[there] for row, there in zip(tokens, tokens != PADDING, strict=True)], pa.list_(token_type)),
         **{f"reward_{name}": rewards.components[:, k] for k, name in enumerate(rewards.names)},
         **{f"metric_{name}": values for name, values in rewards.metrics.items()},
         "score": rewards.scores,
@@ -254,8 +255,13 @@ def rollout_table(
         "image": pa.array(pictures + [None] * (count - len(pictures)), type=pa.binary()),
     }
     if advantages is not None:
-        columns["advantage"] = advantages if advantages.ndim == 1 else advantages.mean(axis=1)
+        columns["advantage"] = advantages if advantages.ndim == 1 else _row_means(advantages, tokens != PADDING)
     return pa.table(columns)
+
+
+def _row_means(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """[N] means of values [N, T] where the mask is True, one place at least in each row."""
+    return values.mean(axis=1) if mask.all() else np.where(mask, values, 0).sum(axis=1) / mask.sum(axis=1)
 
 
 def encode_png(image: np.ndarray) -> bytes:

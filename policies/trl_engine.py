@@ -200,10 +200,11 @@ class Engine(GRPOTrainer):
             scores = combine_rewards(scores, rewards.weights)[:, None]
         scores[rewards.failed] = np.nan
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
+        tokens, there = batch.tokens + self.model.config.get_text_config().vocab_size, batch.loss_mask
         return {
             "prompt_ids": [ids for ids in prompts for _ in range(batch.group_size)],
-            "completion_ids": (batch.tokens + self.model.config.get_text_config().vocab_size).tolist(),
-            "logprobs": batch.old_logprobs.tolist(),
+            "completion_ids": [row[mask].tolist() for row, mask in zip(tokens, there, strict=True)],
+            "logprobs": [row[mask].tolist() for row, mask in zip(batch.old_logprobs, there, strict=True)],
             "rewards": scores.tolist(),
         }
 
@@ -213,7 +214,8 @@ class Engine(GRPOTrainer):
         rng = np.random.default_rng([settings.seed, self.step.number])
         for _ in range(settings.epochs):
             for minibatch in split(rng.permutation(experience.groups), settings.minibatches):
-                kept = int(experience.keep[self.run.learner._rows(experience, minibatch)].sum())
+                rows = self.run.learner._rows(experience, minibatch)
+                kept = int(experience.mask[rows[experience.keep[rows]]].sum())
                 pieces = list(split(minibatch, settings.accumulation))
                 for groups in pieces:
                     yield self._micro_batch(output, groups, kept)
@@ -222,19 +224,18 @@ class Engine(GRPOTrainer):
                     yield blank | {"completion_mask": torch.zeros_like(blank["completion_mask"])}
 
     def _micro_batch(self, output: Mapping[str, Tensor], groups: np.ndarray, total: int) -> dict[str, Any]:
-        """Inputs for the kept rollouts of some groups; `total` = kept rollouts of their optimizer step."""
+        """Inputs for the kept rollouts of some groups; `total` = kept rollouts' tokens in their optimizer step."""
         experience, settings = self.step.experience, self.run.settings
         rows = self.run.learner._rows(experience, groups)
         chosen = experience.keep[rows]
         kept = rows[chosen]
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         # What TRL's mean over tokens divides by, it takes to be of the whole rollout, and divides by the mini-batches first.
-        tokens = total * self.max_completion_length * settings.minibatches
         return {name: output[name][kept] for name in names} | {
             "advantages": experience.advantages[kept],
             "old_per_token_logps": experience.old_logprobs[kept],
             "ref_per_token_logps": None if experience.reference is None else experience.reference[kept],
-            "num_items_in_batch": torch.tensor(float(tokens), device=kept.device),
+            "num_items_in_batch": torch.tensor(float(total * settings.minibatches), device=kept.device),
             "groups": groups,
             "chosen": chosen,
         }

@@ -23,6 +23,7 @@ from xomni_rl.policies.divided import DIVIDING, DividedWeights
 from xomni_rl.policies.losses import sequence_kl
 from xomni_rl.policies.policy import ImagePolicy, TokenBatch
 from xomni_rl.policies.settings import SettingsError, TrainerSettings
+from xomni_rl.stack.sampler import PADDING
 
 FIRST_UPDATE_ONLY = ("ratio_max_deviation",)
 """Metrics of a loss that say something about sampler and trainer at the same weights, so about the first update alone."""
@@ -63,6 +64,11 @@ class Experience:
     extras: dict[str, Tensor] = field(default_factory=dict)
     features: Tensor | None = None
     returns: Tensor | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """[N, T] bool; True = a token, and no padding of an image that is smaller than others."""
+        return self.tokens.tokens != PADDING
 
     @property
     def groups(self) -> np.ndarray:
@@ -124,8 +130,7 @@ class Learner:
         tokens = TokenBatch.of(batch)
         reference = None if algorithm.reference is None else self._by_chunks(self.policy.reference_logprobs, tokens)
         if reference is not None and algorithm.kl_in_reward:
-            everything = torch.ones_like(batch.tokens, dtype=torch.bool)
-            kl = sequence_kl(batch.old_logprobs, reference, everything, algorithm.kl_estimator)
+            kl = sequence_kl(batch.old_logprobs, reference, batch.loss_mask, algorithm.kl_estimator)
             rewards = rewards_with_kl(rewards, weights, kl.cpu().numpy(), algorithm.kl_in_reward)
         device = batch.tokens.device
         known: dict[str, np.ndarray] = {}
@@ -135,6 +140,8 @@ class Learner:
         if self.critic is not None and algorithm.returns is not None:
             features = self._own_chunks(self.policy.features, tokens)
             known["values"] = self.team.rows(self.critic.values(features), device).cpu().numpy()
+            if not batch.loss_mask.all():
+                known["mask"] = batch.loss_mask.cpu().numpy()
             returns = torch.from_numpy(algorithm.returns(rewards, weights, batch.group, **known)).to(device)
         advantages = algorithm.advantage(rewards, weights, batch.group, **known)
         keep &= np.isfinite(advantages.reshape(len(advantages), -1)).all(axis=1)
@@ -181,7 +188,8 @@ class Learner:
             self.divided.pull()
         if self.critic is not None and experience.features is not None and experience.returns is not None:
             own = self._rows(experience, self._own_groups(experience.tokens))
-            averages |= self.critic.fit(experience.features, experience.returns[own], experience.keep[own], self.team)
+            mask = None if bool(experience.mask.all()) else experience.mask[own]
+            averages |= self.critic.fit(experience.features, experience.returns[own], experience.keep[own], self.team, mask)
         return averages | {"learning_rate": steps[-1][1]["learning_rate"]}
 
     @property
@@ -247,13 +255,14 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         learning_rate = float(self.scheduler.get_last_lr()[0])
         chunks = list(split(minibatch, self.settings.accumulation))
-        kept = int(experience.keep[self._rows(experience, minibatch)].sum())
+        rows = self._rows(experience, minibatch)
+        kept, whole = int(experience.keep[rows].sum()), self._weight(experience, rows[experience.keep[rows]])
         mine: list[tuple[int, dict[str, float], list[int]]] = []
         for index, chunk in enumerate(chunks):
             last = index == len(chunks) - 1
             self.accelerator.gradient_state._set_sync_gradients(last)  # DeepSpeed takes its step in the last backward pass
             with nullcontext() if last else self.accelerator.no_sync(self.policy.module):
-                mine.append((*self._backward(experience, chunk, kept), chunk.tolist()))
+                mine.append((*self._backward(experience, chunk, whole), chunk.tolist()))
         parts: list[tuple[int, dict[str, float]]] = []
         for count, found, groups in (part for theirs in self.team.gathered(mine) for part in theirs if part[0]):
             if not math.isfinite(found["loss"]):
@@ -265,9 +274,9 @@ class Learner:
         return kept, step_metrics(parts, first) | {"grad_norm": grad_norm, "learning_rate": learning_rate}
 
     def _backward(self, experience: Experience, chunk: np.ndarray, total: int) -> tuple[int, dict[str, float]]:
-        """Adds the gradient of this process's share of some groups, weighted by that of the step's `total` kept rollouts.
+        """Adds the gradient of this process's share of some groups, weighted by its part of the step's `total` weight.
 
-        Returns: kept rollouts of the share, 0 if there are none; metrics.
+        Returns: weight of the share's kept rollouts, 0 if there are none; metrics.
         """
         share = self.team.share(chunk.tolist())
         groups = self._filled(share, chunk)
@@ -286,13 +295,19 @@ class Learner:
             extras["entropy"] = entropy[rows_kept]
         old = experience.old_logprobs[chosen]
         reference = None if experience.reference is None else experience.reference[chosen]
-        mask = torch.ones_like(old, dtype=torch.bool)  # every rollout has all its tokens; dropped ones are left out
+        mask = experience.mask[chosen]
         loss, metrics = self.algorithm.loss(logprobs, old, experience.advantages[chosen], mask, reference, **extras)
-        count = len(chosen)
-        self.accelerator.backward(loss * (count / total * self.team.size))  # gradients are averaged over the processes
+        weight = self._weight(experience, chosen)
+        self.accelerator.backward(loss * (weight / total * self.team.size))  # gradients are averaged over the processes
         values = {name: float(value) for name, value in metrics.items()}
-        delta = float((logprobs.detach() - old).abs().max())
-        return count, values | {"loss": float(loss.detach()), "logprob_max_delta": delta}
+        delta = float((logprobs.detach() - old)[mask].abs().max())
+        return weight, values | {"loss": float(loss.detach()), "logprob_max_delta": delta}
+
+    def _weight(self, experience: Experience, rows: Tensor) -> int:
+        """What kept rollouts count for in the step's loss: as many as they are, or as they have tokens where images differ."""
+        mask = experience.mask
+        by_tokens = self.algorithm.loss_weighs == "tokens" and not bool(mask.all())
+        return int(mask[rows].sum()) if by_tokens else len(rows)
 
     def _clipped_norm(self, groups: np.ndarray) -> float:
         limit = self.settings.max_grad_norm

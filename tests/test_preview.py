@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from xomni_rl.cli import app
 from xomni_rl.commands.preview import GREY, Drawing
+from xomni_rl.prompts import Prompt
 from xomni_rl.stack.family import families
 from xomni_rl.stack.stack import Stack
 
@@ -18,18 +20,34 @@ def stack() -> Stack:
 
 
 def test_picture_has_what_is_drawn_and_grey_for_the_rest(stack: Stack) -> None:
-    shown: list[np.ndarray] = []
+    shown: list[Sequence[np.ndarray]] = []
     counted: list[int] = []
-    drawing = Drawing(stack, None, ["a red sign"] * 2, 20, lambda: counted.append(1), shown.append)
+    drawing = Drawing(stack, [None] * 2, ["a red sign"] * 2, 20, lambda: counted.append(1), shown.append)
     made = stack.generate(["a red sign"], group_size=2, on_tokens=drawing)
     assert len(counted) == 48
     assert len(shown) == 2  # after 20 and after 40 of 48 tokens
     # 8 px a token, 12 tokens a row: after 20 tokens row 0 is there, and 8 cells of row 1
-    assert (shown[0][:, 16:] == GREY).all()
-    assert (shown[0][:, 8:16, 64:] == GREY).all()
-    assert (shown[0][:, :8] != GREY).any()
+    first = np.stack(shown[0])
+    assert (first[:, 16:] == GREY).all()
+    assert (first[:, 8:16, 64:] == GREY).all()
+    assert (first[:, :8] != GREY).any()
     assert torch.equal(torch.stack(drawing.tokens, 1), made.tokens)
-    assert np.array_equal(drawing.picture(), made.images)  # nothing is missing any more
+    assert np.array_equal(drawing.pictures(), made.images)  # nothing is missing any more
+
+
+def test_picture_of_several_sizes_grows_size_by_size(stack: Stack) -> None:
+    prompts = [Prompt("a", "a red sign", size=(16, 32)), Prompt("b", "a sign", size=(16, 16)), Prompt("c", "c", size=(16, 32))]
+    shown: list[Sequence[np.ndarray]] = []
+    drawing = Drawing(stack, [prompt.size for prompt in prompts], [prompt.text for prompt in prompts], 8, show=shown.append)
+    made = stack.generate(prompts, on_tokens=drawing)
+    # 2 x 4 tokens of a and c are drawn first, then 2 x 2 of b: after 8 of 12 steps a and c are there, and b is grey
+    assert len(drawing.tokens) == 12
+    [pictures] = shown
+    assert [picture.shape for picture in pictures] == [(16, 32, 3), (16, 16, 3), (16, 32, 3)]
+    assert np.array_equal(pictures[0], made.images[0])
+    assert np.array_equal(pictures[2], made.images[2])
+    assert (pictures[1] == GREY).all()
+    assert all(np.array_equal(ours, its) for ours, its in zip(drawing.pictures(), made.images, strict=True))
 
 
 def test_generate_writes_a_preview_beside_the_contact_sheet(tmp_path: Path) -> None:

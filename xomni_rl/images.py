@@ -76,6 +76,18 @@ def as_image_list(images: np.ndarray | Sequence[np.ndarray] | Sequence[Image.Ima
     return [_as_array(index, image) for index, image in enumerate(images)]
 
 
+def as_image_array(images: Sequence[np.ndarray]) -> np.ndarray:
+    """N uint8 [H, W, 3] arrays as uint8 [N, H, W, 3] or, if their sizes differ, as object [N]; none as uint8 [0, 0, 0, 3]."""
+    if not len(images):
+        return np.zeros((0, 0, 0, 3), dtype=np.uint8)
+    if len({image.shape for image in images}) == 1:
+        return np.stack(list(images))
+    made = np.empty(len(images), dtype=object)
+    for index, image in enumerate(images):
+        made[index] = image
+    return made
+
+
 def _as_array(index: int, image: object) -> np.ndarray:
     if isinstance(image, Image.Image):
         if 0 in image.size:

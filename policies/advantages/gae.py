@@ -18,6 +18,7 @@ def gae_advantages(
     lam: float = 0.95,
     whiten: bool = True,
     eps: float = 1e-8,
+    mask: np.ndarray | None = None,
 ) -> np.ndarray:
     """Generalised advantage estimation: an exponential average of all n-step advantages.
 
@@ -36,7 +37,9 @@ def gae_advantages(
         lam: λ, in [0, 1].
         whiten: whether advantages are standardised over the batch.
         eps: added to the standard deviation, ≥ 0.
-    Returns: [N, T] float32; NaN along a rollout without a reward.
+        mask: [N, T] bool, True = a token, where rollouts have different lengths: each row's tokens come first, one at least.
+            None = all are tokens.
+    Returns: [N, T] float32; NaN along a rollout without a reward; 0 where there is no token.
     Raises: ValueError if shapes or dtypes differ, a value is not finite, or a knob is out of range.
     Source: arXiv:1506.02438, equation 16; arXiv:1707.06347, equations 11 and 12, whose λ = 0.95 is the default. Departs from
         them: γ is 1, as every rollout ends after T tokens with its one reward; whitening, usual in implementations of PPO, is
@@ -46,10 +49,11 @@ def gae_advantages(
         raise ValueError(f"whiten must be True or False, but is {whiten!r}")
     check_at_least("eps", eps, 0.0)
     reward, scored, _ = scored_rewards(rewards, weights, group)
-    advantages = _estimate(reward, values, gamma, lam)
+    mask = np.ones_like(values, dtype=bool) if mask is None else mask
+    advantages = _estimate(reward, values, gamma, lam, mask)
     if whiten:
-        advantages = standardised(advantages, np.broadcast_to(scored[:, None], advantages.shape), eps)
-    return advantages.astype(np.float32)
+        advantages = standardised(advantages, scored[:, None] & mask, eps)
+    return np.where(mask, advantages, 0.0).astype(np.float32)
 
 
 def gae_returns(
@@ -60,24 +64,26 @@ def gae_returns(
     *,
     gamma: float = 1.0,
     lam: float = 0.95,
+    mask: np.ndarray | None = None,
 ) -> np.ndarray:
     """What the critic is to predict: TD(λ) returns.
 
     G_t = A_t + V_t, with A from `gae_advantages`, not whitened. λ = 1, γ = 1: the reward itself, at every token.
 
     Args: as in `gae_advantages`; use the same gamma and lam.
-    Returns: [N, T] float32, in units of the reward; NaN along a rollout without a reward.
+    Returns: [N, T] float32, in units of the reward; NaN along a rollout without a reward; 0 where there is no token.
     Raises: ValueError as there.
     Source: arXiv:1506.02438, section 5, fits the critic to the discounted sum of rewards, which is λ = 1 here; implementations
         of PPO fit it to these.
     """
     reward, _, _ = scored_rewards(rewards, weights, group)
-    return (_estimate(reward, values, gamma, lam) + values).astype(np.float32)
+    mask = np.ones_like(values, dtype=bool) if mask is None else mask
+    return np.where(mask, _estimate(reward, values, gamma, lam, mask) + values, 0.0).astype(np.float32)
 
 
-def _estimate(reward: np.ndarray, values: np.ndarray, gamma: float, lam: float) -> np.ndarray:
+def _estimate(reward: np.ndarray, values: np.ndarray, gamma: float, lam: float, mask: np.ndarray) -> np.ndarray:
     """A of each token, [N, T] float64, from rewards [N] and values [N, T]; by A_t = δ_t + γλ A_{t+1}, from the end."""
-    sizes = check_shapes(reward=(reward, "N", "float"), values=(values, "N T", "float"))
+    sizes = check_shapes(reward=(reward, "N", "float"), values=(values, "N T", "float"), mask=(mask, "N T", "bool"))
     check_share("gamma", gamma)
     check_share("lam", lam)
     if sizes["T"] < 1:
@@ -89,5 +95,6 @@ def _estimate(reward: np.ndarray, values: np.ndarray, gamma: float, lam: float) 
     advantages[:, -1] = reward - values[:, -1]
     for t in range(sizes["T"] - 2, -1, -1):
         delta = gamma * values[:, t + 1] - values[:, t]
-        advantages[:, t] = delta + gamma * lam * advantages[:, t + 1]
+        later = delta + gamma * lam * advantages[:, t + 1]
+        advantages[:, t] = np.where(mask[:, t + 1], later, reward - values[:, t])
     return advantages

@@ -56,7 +56,7 @@ class Algorithm:
         name: what logs and tables call it.
         advantage: (rewards [N, K], weights [K], group [N]) -> [N] or [N, T] float32; NaN for a rollout without a reward.
             With "greedy" in needs it is also given greedy=[N, K], the scores of the greedy image of each row's prompt; with
-            "values", values=[N, T], a critic's.
+            "values", values=[N, T], a critic's, and mask=[N, T], True = a token, if images differ in size.
         loss: (logprobs, old_logprobs, advantages, mask, reference or None) -> (loss [], metrics). With "entropy" in needs it is
             also given entropy=[N, T]; with "sampler_logprobs" those, and old_logprobs are the trainer's own; with "group",
             group=[N].
@@ -66,9 +66,12 @@ class Algorithm:
         reference: the policy a KL is measured to; None = no reference log-probabilities are computed.
         kl_in_reward: coefficient of the KL taken from the reward (`rewards_with_kl`); 0 = none.
         kl_estimator: estimator for that KL, which `sequence_kl` is to be given.
-        returns: (rewards, weights, group, values) -> [N, T]: what the critic is to predict; with "values" in needs.
+        returns: (rewards, weights, group, values, and mask as for the advantage) -> [N, T]: what the critic is to predict; with
+            "values" in needs.
         resample_rounds: how often groups that teach nothing may be replaced by other prompts' (DAPO's dynamic sampling).
         least_group_size: fewer images per prompt leave nothing to compare.
+        loss_weighs: what the loss is a mean of, so that the losses of parts of a batch are weighted by how many they have. It
+            matters where images differ in size.
     Raises: AlgorithmError if it needs something that no trainer computes, or a critic without `returns`.
     """
 
@@ -83,6 +86,7 @@ class Algorithm:
     returns: Advantage | None = None
     resample_rounds: int = 0
     least_group_size: int = 1
+    loss_weighs: Literal["rollouts", "tokens"] = "rollouts"
 
     def __post_init__(self) -> None:
         for need in self.needs - NEEDS:
@@ -223,6 +227,7 @@ def policy_gradient(
         returns=returns,
         resample_rounds=int(resample_rounds),
         least_group_size=least_group_size,
+        loss_weighs="tokens" if aggregation == "token_mean" else "rollouts",
     )
 
 

@@ -118,7 +118,7 @@ def test_seconds_of_joined_parts_are_added(batch: RolloutBatch) -> None:
 def test_batches_that_do_not_fit_are_refused(stack: Stack, prompts: list[Prompt], reward: CompositeReward) -> None:
     one = rollout(stack, prompts[:1], reward, group_size=1, seed=0, size=SIZE)
     two = rollout(stack, prompts[1:2], reward, group_size=2, seed=0, size=SIZE)
-    with pytest.raises(ValueError, match="one group size, image size and reward"):
+    with pytest.raises(ValueError, match="one group size and reward"):
         joined([one, two])
     guided = rollout(stack, prompts[1:2], reward, group_size=1, seed=0, size=SIZE, sampling=GUIDED)
     with pytest.raises(ValueError, match="all or none must be guided, but 1 of 2 are"):

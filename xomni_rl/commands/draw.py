@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -255,7 +256,7 @@ def _requested(texts: Sequence[str], path: Path | None) -> list[Prompt]:
 
 def _images(
     preview: int,
-    show: Callable[[np.ndarray], None],
+    show: Callable[[Sequence[np.ndarray]], None],
     stack: Stack,
     prompts: Sequence[Prompt],
     size: tuple[int, int] | None,
@@ -273,12 +274,13 @@ def _images(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         images = progress.add_task("images", total=len(prompts) * count)
         for batch in _batches(prompts, BATCH // count):
-            repeated, wanted = [prompt for prompt in batch for _ in range(count)], size or batch[0].size
-            rows, columns = stack.grid(wanted)
-            task = progress.add_task("tokens", total=rows * columns, visible=rows * columns >= LEAST_TOKENS)
+            repeated = [prompt for prompt in batch for _ in range(count)]
+            sizes = [size or prompt.size for prompt in repeated]
+            total = sum(math.prod(stack.grid(each)) for each in set(sizes))  # one size after the other
+            task = progress.add_task("tokens", total=total, visible=total >= LEAST_TOKENS)
             advance = partial(progress.advance, task)
-            drawing = Drawing(stack, wanted, [prompt.text for prompt in repeated], preview, advance, show)
-            made = stack.generate(batch, size=wanted, group_size=count, seed=seed, sampling=sampling, on_tokens=drawing)
+            drawing = Drawing(stack, sizes, [prompt.text for prompt in repeated], preview, advance, show)
+            made = stack.generate(batch, size=size, group_size=count, seed=seed, sampling=sampling, on_tokens=drawing)
             progress.remove_task(task)
             progress.advance(images, len(repeated))
             yield from zip(repeated, made.images, strict=True)
@@ -306,18 +308,14 @@ def _best_images(
     batches = _batches(prompts, BATCH // (count * best_of))
     for batch in track(batches, "drawing", console=console, transient=True, disable=not console.is_terminal):
         repeated = [prompt for prompt in batch for _ in range(count)]
-        found = best_images(stack, repeated, judge, best_of, seed=seed, sampling=sampling, size=size or batch[0].size)
+        found = best_images(stack, repeated, judge, best_of, seed=seed, sampling=sampling, size=size)
         yield from zip(repeated, found.images, strict=True)
 
 
 def _batches(prompts: Sequence[Prompt], per_batch: int) -> list[list[Prompt]]:
-    """Neighbours of one size, at most `per_batch` (but at least one) at a time."""
-    batches: list[list[Prompt]] = []
-    for prompt in prompts:
-        if not batches or len(batches[-1]) >= max(1, per_batch) or batches[-1][0].size != prompt.size:
-            batches.append([])
-        batches[-1].append(prompt)
-    return batches
+    """At most `per_batch` (but at least one) at a time."""
+    step = max(1, per_batch)
+    return [list(prompts[start : start + step]) for start in range(0, len(prompts), step)]
 
 
 def _check_folder(out: Path, names: Sequence[str]) -> None:
@@ -342,7 +340,7 @@ def _questions() -> Iterator[str]:
             return
 
 
-def _save_preview(path: Path, columns: int, images: np.ndarray) -> None:
+def _save_preview(path: Path, columns: int, images: Sequence[np.ndarray]) -> None:
     _save_png(contact_sheet(list(images[:SHEET_LIMIT]), columns), path)
 
 

@@ -164,8 +164,11 @@ class IncrementalSampler:
         return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias).view(rows, self.heads, self.head_dim)
 
 
-def check_prompts(model: TokenModel, input_ids: Tensor, attention_mask: Tensor, num_tokens: int) -> None:
-    """Raises ValueError unless prompts are [P, L], masked alike, unpadded at the end, and fit the model's positions."""
+def check_prompts(model: TokenModel, input_ids: Tensor, attention_mask: Tensor, num_tokens: int | Tensor) -> None:
+    """Raises ValueError unless prompts are [P, L], masked alike, unpadded at the end, and fit the model's positions.
+
+    `num_tokens` image tokens follow each prompt, or [P] of them.
+    """
     if input_ids.dim() != 2 or input_ids.shape != attention_mask.shape:
         raise ValueError(
             f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(attention_mask.shape)} must both be [P, L]"
@@ -173,10 +176,13 @@ def check_prompts(model: TokenModel, input_ids: Tensor, attention_mask: Tensor, 
     if not bool(attention_mask[:, -1].all()):
         raise ValueError("prompts must be padded on the left: the last position of a prompt is masked")
     limit = model.config.get_text_config().max_position_embeddings
-    if input_ids.shape[1] + num_tokens > limit:
+    prompts = attention_mask.sum(1)
+    tokens = torch.as_tensor(num_tokens, device=prompts.device).expand_as(prompts)
+    longest = int((prompts + tokens).argmax()) if len(prompts) else 0
+    if len(prompts) and int(prompts[longest] + tokens[longest]) > limit:
         raise ValueError(
-            f"the context is too long: {input_ids.shape[1]} prompt ids and {num_tokens} image tokens, but the model has "
-            f"{limit} positions; shorten the prompt or make the image smaller"
+            f"the context is too long: {int(prompts[longest])} prompt ids and {int(tokens[longest])} image tokens, but the "
+            f"model has {limit} positions; shorten the prompt or make the image smaller"
         )
 
 

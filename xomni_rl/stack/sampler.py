@@ -14,6 +14,7 @@ from .family import TokenModel
 from .incremental import IncrementalSampler, check_prompts, with_negative
 
 __all__ = [
+    "PADDING",
     "IncrementalSampler",
     "Samples",
     "SamplingConfig",
@@ -28,6 +29,9 @@ __all__ = [
 
 LOGITS_AT_A_TIME = 2**24
 """Logits in memory while scoring: 64 MiB in float32, and a few times that with their gradients, whatever the vocabulary."""
+
+PADDING = -1
+"""Stands after the tokens of an image that is smaller than others of its batch; such an entry does not count."""
 
 
 @dataclass(frozen=True)
@@ -126,16 +130,17 @@ def score_image_tokens(
     Args:
         model: the autoregressive model.
         input_ids, attention_mask: [P, L], as in `sample_image_tokens`.
-        tokens: [N, T] int64, N = P·G, group-major.
+        tokens: [N, T] int64, N = P·G, group-major; a shorter row ends with `PADDING`.
         group_size: G.
         sampling: the distribution the tokens were sampled from.
         negative_ids, negative_mask: [P, L'], needed with guidance.
         with_entropy: whether the entropy is wanted too.
-    Returns: logprobs [N, T] and entropy [N, T] (None unless wanted), both with gradients, float32 nats.
+    Returns: logprobs [N, T] and entropy [N, T] (None unless wanted), both with gradients, float32 nats; 0 at padding.
     Raises: ValueError for shapes that don't fit.
     """
     sampling = sampling or SamplingConfig()
-    check_prompts(model, input_ids, attention_mask, tokens.shape[-1])
+    _check_tokens(model, input_ids, attention_mask, tokens, group_size)
+    all_tokens, tokens = tokens, _without_padding(tokens)
     hidden = _scored_features(model, input_ids, attention_mask, tokens, group_size, sampling, negative_ids, negative_mask)
 
     def score(chosen: Tensor, conditional: Tensor, negative: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -146,7 +151,7 @@ def score_image_tokens(
         own = logprobs.gather(-1, chosen[..., None])[..., 0]
         return (own, entropy(logprobs)) if with_entropy else (own,)
 
-    logprobs, *rest = _a_piece_at_a_time(model, score, tokens, hidden)
+    logprobs, *rest = (_with_padding(each, all_tokens) for each in _a_piece_at_a_time(model, score, tokens, hidden))
     return logprobs, rest[0] if with_entropy else None
 
 
@@ -157,11 +162,12 @@ def image_token_features(
     """What the model has in mind before each image token: the hidden states that predict them.
 
     Args: as in `score_image_tokens`.
-    Returns: [N, T, hidden_size], in the model's dtype, without gradients.
+    Returns: [N, T, hidden_size], in the model's dtype, without gradients; 0 at padding.
     Raises: ValueError for shapes that don't fit.
     """
-    check_prompts(model, input_ids, attention_mask, tokens.shape[-1])
-    return _image_features(model, input_ids, attention_mask, tokens, group_size)
+    _check_tokens(model, input_ids, attention_mask, tokens, group_size)
+    features = _image_features(model, input_ids, attention_mask, _without_padding(tokens), group_size)
+    return _with_padding(features, tokens)
 
 
 def image_token_logprobs(
@@ -169,16 +175,38 @@ def image_token_logprobs(
 ) -> Tensor:
     """`score_image_tokens` at temperature 1 without its entropy.
 
-    Returns: [N, T] float32 nats, with gradients.
+    Returns: [N, T] float32 nats, with gradients; 0 at padding.
     """
-    check_prompts(model, input_ids, attention_mask, tokens.shape[-1])
+    _check_tokens(model, input_ids, attention_mask, tokens, group_size)
+    all_tokens, tokens = tokens, _without_padding(tokens)
     features = _image_features(model, input_ids, attention_mask, tokens, group_size)
 
     def score(chosen: Tensor, conditional: Tensor) -> tuple[Tensor, ...]:
         logits = model.image_logits(conditional).float()
         return (-nn.functional.cross_entropy(logits.flatten(0, -2), chosen.flatten(), reduction="none").view(chosen.shape),)
 
-    return _a_piece_at_a_time(model, score, tokens, [features])[0]
+    return _with_padding(_a_piece_at_a_time(model, score, tokens, [features])[0], all_tokens)
+
+
+def _check_tokens(model: TokenModel, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, group_size: int) -> None:
+    """Raises ValueError unless tokens are [P · G, T] and each row fits the model's positions after its prompt."""
+    if tokens.dim() != 2 or len(tokens) != len(input_ids) * group_size:
+        raise ValueError(f"tokens must be [{len(input_ids) * group_size}, T], not {list(tokens.shape)}")
+    check_prompts(model, input_ids, attention_mask, (tokens != PADDING).sum(1).view(-1, group_size).amax(1))
+
+
+def _without_padding(tokens: Tensor) -> Tensor:
+    """Tokens [N, T'] up to the longest row's last; what is left of the padding is some token, which none before it sees."""
+    return tokens[:, (tokens != PADDING).any(0)].clamp(min=0)
+
+
+def _with_padding(values: Tensor, tokens: Tensor) -> Tensor:
+    """Values [N, T', …] of tokens without padding as [N, T, …], 0 at the padding of `tokens` [N, T]."""
+    if values.shape[1] == tokens.shape[1] and bool((tokens != PADDING).all()):
+        return values
+    mask = (tokens != PADDING).view(*tokens.shape, *[1] * (values.dim() - 2))
+    missing = tokens.shape[1] - values.shape[1]
+    return torch.where(mask, torch.cat([values, values.new_zeros(len(values), missing, *values.shape[2:])], 1), 0)
 
 
 def _a_piece_at_a_time(
@@ -223,6 +251,4 @@ def _scored_features(
 
 def _image_features(model: TokenModel, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, group_size: int) -> Tensor:
     """Hidden states that predict each of `tokens`: [N, T, hidden_size]."""
-    if tokens.dim() != 2 or len(tokens) != len(input_ids) * group_size:
-        raise ValueError(f"tokens must be [{len(input_ids) * group_size}, T], not {list(tokens.shape)}")
     return model.image_features(input_ids, attention_mask, tokens, group_size)
