@@ -22,9 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from xomni_rl.experiments.audit_plots import draw
-from xomni_rl.experiments.scoring import image_files, match_images
+from xomni_rl.experiments.scoring import match_folder
 from xomni_rl.images import load_image
-from xomni_rl.prompts import load_prompts
 from xomni_rl.rewards.audit import WRONG, AuditError, Sample, Scores, picture_samples, score_variants, variants_of
 from xomni_rl.rewards.audit_findings import CONFIDENCE, RESAMPLES, Effect, Findings, Interval, Trend, find
 from xomni_rl.rewards.audit_verdicts import ALL, FRAGILE, LITTLE, MOST, verdicts
@@ -98,10 +97,10 @@ def folder_samples(images: str | Path, prompts: str | Path, count: int | None = 
     Raises: ScoringError if pictures and prompts do not match; PromptError for bad prompts; ImageFileError naming a file that
         is no picture; AuditError below two pictures.
     """
-    pairs = match_images(image_files(Path(images)), load_prompts(prompts))
-    if count is not None and count < len(pairs):
-        pairs = [pairs[int(index)] for index in np.linspace(0, len(pairs) - 1, max(count, 1)).round()]
-    return picture_samples([load_image(path) for path, _ in pairs], [prompt for _, prompt in pairs])
+    items = match_folder(images, prompts).items
+    if count is not None and count < len(items):
+        items = [items[int(index)] for index in np.linspace(0, len(items) - 1, max(count, 1)).round()]
+    return picture_samples([load_image(item.path) for item in items], [item.prompt for item in items])
 
 
 def effect_table(audit: Audit) -> pd.DataFrame:

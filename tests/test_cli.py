@@ -18,7 +18,7 @@ from xomni_rl.commands.draw import contact_sheet, file_names, parse_size
 from xomni_rl.commands.jobs import benchmarks, parse_options
 from xomni_rl.config import ConfigError
 from xomni_rl.experiments import benchmarks as benchmark_package
-from xomni_rl.experiments.scoring import image_files, match_images
+from xomni_rl.experiments.scoring import match_folder
 from xomni_rl.prompt_sets.signs import render_sign
 from xomni_rl.prompts import load_prompts
 from xomni_rl.stack.stack import Stack
@@ -204,7 +204,7 @@ def test_generate_writes_pictures_prompts_and_sheet_that_score_reads_back(workpl
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == sorted(
         [*(f"{name}.png" for name in names), "prompts.jsonl", "contact_sheet/grid.png"]
     )
-    pairs = match_images(image_files(out), load_prompts(out / "prompts.jsonl"))
+    pairs = [(Path(item.path), item.prompt) for item in match_folder(out, out / "prompts.jsonl").items]
     assert [(path.stem, prompt.text) for path, prompt in pairs] == [
         *((name, "a red sign") for name in names[:2]),
         *((name, "a blue sign") for name in names[2:]),

@@ -17,6 +17,7 @@ from xomni_rl.commands.audit import audit
 from xomni_rl.commands.errors import friendly_errors
 from xomni_rl.commands.evaluate import evaluate
 from xomni_rl.commands.plan import plan
+from xomni_rl.commands.score import score
 
 
 class FriendlyGroup(TyperGroup):
@@ -72,7 +73,7 @@ app.command("plan")(plan)
 app.command("compare", context_settings={"ignore_unknown_options": True})(compare)
 app.command("generate")(draw.generate)
 app.command("chat")(draw.chat)
-app.command("score")(jobs.score)
+app.command("score")(score)
 app.command("evaluate")(evaluate)
 app.command("serve")(serving.serve)
 app.command("pretrain")(jobs.pretrain)

@@ -1,4 +1,4 @@
-"""`xomni-rl score`, `pretrain`, `bench` and `doctor`: the shell's side of jobs that live in `xomni_rl.experiments`."""
+"""`xomni-rl pretrain`, `bench` and `doctor`: the shell's side of jobs that live in `xomni_rl.experiments`."""
 
 from __future__ import annotations
 
@@ -11,64 +11,6 @@ import typer
 
 from xomni_rl.config import ConfigError
 from xomni_rl.registry import UnknownNameError, unknown_name
-
-
-def score(
-    images: Annotated[Path, typer.Argument(help="Folder of images from any generator.", show_default=False)],
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="Their prompts, .jsonl or .txt; default: prompts.jsonl among the images.", show_default=False),
-    ] = None,
-    reward: Annotated[list[str] | None, typer.Option(help="Reward to score with; may be repeated.", show_default="ocr")] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="REWARD.KEY=VALUE", help="Option of a reward; may be repeated.", show_default=False),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Table to write, .csv, .jsonl or .parquet; default: IMAGES/scores.csv.", show_default=False),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per call of a reward.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of the confidence intervals' bootstrap.")] = 0,
-) -> None:
-    """Score a folder of images, from any generator, with any rewards.
-
-    An image belongs to the prompt whose id is its name; if no name is an id, images and prompts go in order.
-    Exit status 1 if a file was no image or a reward failed on one; the rest is scored all the same.
-
-    Examples:
-
-    • xomni-rl score pictures
-
-    • xomni-rl score pictures --prompts prompts.jsonl --reward ocr --option ocr.metric=exact --out scores.parquet
-    """
-    prompts = prompts or images / "prompts.jsonl"
-    if not images.is_dir():
-        raise ConfigError(f"{images} is no folder of images")
-    if not prompts.exists():
-        raise ConfigError(f"there are no prompts at {prompts}; give --prompts FILE")
-    options = parse_options(option or [])
-    from rich.console import Console
-
-    from xomni_rl.experiments.scoring import score_folder
-
-    rewards = reward or ["ocr"]
-    for name in options:
-        if name not in rewards:
-            raise ConfigError(unknown_name("reward in --option", name, rewards))
-    scores = score_folder(
-        images,
-        prompts,
-        rewards,
-        out or images / "scores.csv",
-        options=options,
-        batch_size=batch_size,
-        seed=seed,
-        console=Console(),
-    )
-    typer.echo(f"table: {scores.out}")
-    if not scores.complete:
-        raise typer.Exit(1)
 
 
 def pretrain(

@@ -1,0 +1,165 @@
+"""Finished batches beside the table, until there is one: what makes a run that was stopped go on.
+
+`.scores.parquet.parts/` holds `job.json`, which says what is scored with what, and one file per batch, written beside and
+renamed. Nothing of a batch is there before all of it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from xomni_rl.experiments.scoring.errors import ScoringError
+from xomni_rl.experiments.scoring.matching import Item
+from xomni_rl.experiments.scoring.scorers import Components, Scored, build_scorers
+
+FORMAT = 1
+
+
+def fingerprint(components: Components, batch_size: int, items: Sequence[Item]) -> dict[str, Any]:
+    """What decides the scores: rewards with version and options, batches, prompts, and names, sizes and times of the files.
+
+    Raises: ScoringError for a file that is gone.
+    """
+    prompts, images = hashlib.sha256(), hashlib.sha256()
+    for item in items:
+        try:
+            state = os.stat(item.path)
+        except OSError as error:
+            raise ScoringError(f"{item.path}: cannot be read: {error.strerror}") from error
+        prompts.update(repr((item.prompt, item.sample)).encode())
+        images.update(repr((item.model, item.name, state.st_size, state.st_mtime_ns)).encode())
+    scorers = build_scorers(components)
+    versions = {name: scorer.parts[0].reward.version for name, scorer in scorers.items()}
+    return {
+        "format": FORMAT,
+        "rewards": {name: {**entry, "version": versions[name]} for name, entry in components.items()},
+        "batch size": batch_size,
+        "prompts": prompts.hexdigest(),
+        "images": images.hexdigest(),
+    }
+
+
+class Parts:
+    """The folder of finished batches.
+
+    Args:
+        out: the table they become.
+        job: their fingerprint.
+        batches: how many there will be.
+        restart: throw away what is there.
+    Raises: ScoringError if it holds another job's batches, another process is at work on it, or it cannot be written.
+    """
+
+    def __init__(self, out: Path, job: Mapping[str, Any], batches: int, *, restart: bool = False) -> None:
+        self.folder = out.with_name(f".{out.name}.parts")
+        self.batches = batches
+        try:
+            self.folder.mkdir(exist_ok=True)
+            self._lock = self._locked(out)
+            if restart:
+                self._clear()
+            self._claim(json.loads(json.dumps(job, default=str)))
+        except OSError as error:
+            raise ScoringError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
+
+    def path(self, index: int) -> Path:
+        """Where batch `index` is kept."""
+        return self.folder / f"{index:07d}.jsonl"
+
+    def finished(self) -> set[int]:
+        """Numbers of the batches that are there."""
+        return {int(path.stem) for path in self.folder.glob("*.jsonl") if path.stem.isdecimal()}
+
+    def read(self) -> Iterator[Scored]:
+        """All batches in order, one at a time. Raises: ScoringError for a damaged one."""
+        for index in range(self.batches):
+            yield read_part(self.path(index))
+
+    def remove(self) -> None:
+        """Takes the folder away."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the folder; takes it away if no batch is in it."""
+        if self.folder.exists() and not self.finished():
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
+
+    def _locked(self, out: Path) -> IO[str]:
+        lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise ScoringError(f"{out}: another process is scoring to it; wait for it, or give another --out") from error
+        return lock
+
+    def _clear(self) -> None:
+        for path in self.folder.iterdir():
+            if path.name != "lock":
+                path.unlink()
+
+    def _claim(self, job: dict[str, Any]) -> None:
+        path = self.folder / "job.json"
+        if not path.exists():
+            self._clear()
+            _write_whole(path, json.dumps(job, indent=1))
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = {}
+        changed = [key for key in job if found.get(key) != job[key]]
+        if changed:
+            kept = len(self.finished())
+            self._lock.close()
+            raise ScoringError(
+                f"{self.folder} holds {kept} batches of a run that differs in {', '.join(changed)}: "
+                "repeat that run's command to go on, or --restart to begin anew"
+            )
+
+
+def write_part(path: Path, scored: Scored) -> None:
+    """Writes a batch beside and renames it. Raises: ScoringError if it cannot be written, a full disk included."""
+    record = asdict(scored)
+    rows = record.pop("rows")
+    lines = [json.dumps(each, ensure_ascii=False) for each in (record, *rows)]
+    try:
+        _write_whole(path, "\n".join(lines) + "\n")
+    except OSError as error:
+        raise ScoringError(
+            f"{path.parent}: cannot be written: {error.strerror or error}; what is scored is kept there: make room and"
+            " repeat the command to go on"
+        ) from error
+
+
+def read_part(path: Path) -> Scored:
+    """A batch as it was written. Raises: ScoringError if it is damaged."""
+    try:
+        head, *rows = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # U+2028 ends no line here
+        record = json.loads(head)
+        scored = Scored(**record, rows=[json.loads(row) for row in rows])
+    except (ValueError, TypeError, OSError) as error:
+        raise ScoringError(f"{path}: is damaged; delete it and repeat the command, which scores these images again") from error
+    if len(scored.rows) != len(scored.failed):
+        raise ScoringError(f"{path}: is cut short; delete it and repeat the command, which scores these images again")
+    return scored
+
+
+def _write_whole(path: Path, text: str) -> None:
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,169 @@
+"""Batches scored in this process or in several, each written by whoever scored it.
+
+A batch is always the same images, so its scores do not depend on who scores it. A process that dies is replaced, and its batch
+is scored again once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from xomni_rl.commands.errors import is_for_people, sentence
+from xomni_rl.experiments.scoring.errors import ScoringError
+from xomni_rl.experiments.scoring.matching import Item
+from xomni_rl.experiments.scoring.parts import write_part
+from xomni_rl.experiments.scoring.scorers import Components, build_scorers, score_batch
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A batch: where it is kept and its images."""
+
+    path: Path
+    items: Sequence[Item]
+
+
+def in_this_process(components: Components, tasks: Iterator[Task]) -> Iterator[int]:
+    """Scores batches one after another; yields the number of images of each once it is kept."""
+    scorers = build_scorers(components)
+    for task in tasks:
+        write_part(task.path, score_batch(scorers, task.items))
+        yield len(task.items)
+
+
+def in_workers(components: Components, tasks: Iterator[Task], workers: int, warn: Callable[[str], None]) -> Iterator[int]:
+    """Scores batches in processes; yields the number of images of each once it is kept, in no order.
+
+    Args:
+        components: built anew in every process.
+        tasks: the batches; taken as processes become free.
+        workers: processes, each with its share of the cores.
+        warn: told when a process dies.
+    Raises: ScoringError if a batch's process dies twice, or with the sentence of a process's own error.
+    """
+    cores = usable_cores()
+    share = max(1, len(cores) // workers)
+    slices = [cores[(share * n) % len(cores) :][:share] for n in range(workers)]
+    pool = [_Worker(components, each) for each in slices]
+    retried: set[Path] = set()
+    try:
+        for worker in pool:
+            worker.take(next(tasks, None))
+        while busy := [worker for worker in pool if worker.task is not None]:
+            ready = wait([each.connection for each in busy])
+            for worker in (each for each in busy if each.connection in ready):
+                task = worker.task
+                assert task is not None
+                if worker.finished():
+                    worker.take(next(tasks, None))
+                    yield len(task.items)
+                    continue
+                cause = worker.cause_of_death()
+                if task.path in retried:
+                    raise ScoringError(
+                        f"a process died twice ({cause}) on the images {task.items[0].name} to {task.items[-1].name}: give"
+                        " fewer --workers or a smaller --batch-size if memory is short; what is scored is kept"
+                    )
+                retried.add(task.path)
+                warn(f"a process died ({cause}); its images are scored again by a new one")
+                pool[pool.index(worker)] = fresh = _Worker(components, worker.cores)
+                fresh.take(task)
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+def usable_cores() -> list[int]:
+    """Numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: respects taskset and containers
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+class _Worker:
+    """A process, what it works on, and the way to talk to it."""
+
+    process: BaseProcess
+
+    def __init__(self, components: Components, cores: Sequence[int]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.cores = cores
+        self.task: Task | None = None
+        self.connection, theirs = context.Pipe()
+        with _environment(dict.fromkeys(THREAD_VARIABLES, str(len(cores)))):
+            self.process = context.Process(target=_work, args=(theirs, components, cores), daemon=True)
+            self.process.start()
+        theirs.close()
+
+    def take(self, task: Task | None) -> None:
+        self.task = task
+        if task is not None:
+            try:
+                self.connection.send(task)
+            except OSError:
+                return  # it is dead, which `finished` will find
+
+    def finished(self) -> bool:
+        """Whether the task is done; False = the process is dead. Raises: ScoringError with its own error."""
+        try:
+            kind, text = self.connection.recv()
+        except (EOFError, OSError):
+            return False
+        if kind == "error":
+            raise ScoringError(text)
+        if kind == "bug":
+            raise RuntimeError(f"in a scoring process:\n{text}")
+        return True
+
+    def cause_of_death(self) -> str:
+        self.process.join(5)
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            return signal.Signals(-code).name
+        return f"exit status {code}"
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join(5)
+        self.connection.close()
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables for a process that is started inside; those the user has set stay."""
+    added = {key: value for key, value in values.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            del os.environ[key]
+
+
+def _work(connection: Connection, components: Components, cores: Sequence[int]) -> None:
+    """A process's life: batches in, a word for each back, until the other side is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one decides
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)  # what counts cores for its threads finds its share
+    try:
+        scorers = build_scorers(components)
+        while True:
+            task = connection.recv()
+            write_part(task.path, score_batch(scorers, task.items))
+            connection.send(("done", ""))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except Exception as error:
+        text = sentence(error) if is_for_people(error) else traceback.format_exc()
+        connection.send(("error" if is_for_people(error) else "bug", text))
