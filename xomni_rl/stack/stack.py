@@ -319,10 +319,36 @@ class Stack:
     @torch.no_grad()
     def answer(self, tokens: Tensor, question: str, max_new_tokens: int = 64) -> list[str]:
         """Answers one question about each tokenised image: [N, h, w] int64 → N texts."""
-        ids, mask = self.format.left_padded([self.format.chat_prompt(t.cpu(), question) for t in tokens])
+        return self._written([self.format.chat_prompt(t.cpu(), question) for t in tokens], max_new_tokens)
+
+    @torch.no_grad()
+    def reply(self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int = 64) -> str:
+        """What the model says next in a conversation with images anywhere, greedily.
+
+        Args:
+            messages: {"role": "system", "user" or "assistant", "content": a text, or a list of {"type": "text", "text": …} and
+                {"type": "image", "image": as for `chat`}}, as transformers lays them out.
+            max_new_tokens: where an answer is cut.
+        Raises: StackError for a message of another form, an image that doesn't fit, or more than the context holds.
+        """
+        turns = [(_role(message), [self._part(part) for part in _content(message)]) for message in messages]
+        return self._written([self.format.conversation(turns)], max_new_tokens)[0]
+
+    def _part(self, part: Any) -> str | Tensor:
+        """A text, or an image's tokens [h, w]."""
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "image" and "image" in part:
+            return self.encode(self.fitting(part["image"])[None])[0].cpu()
+        if kind == "text" and isinstance(part.get("text"), str):
+            return part["text"]
+        raise StackError('a part of a message must be {"type": "text", "text": …} or {"type": "image", "image": …}')
+
+    def _written(self, rows: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+        """Texts that follow N rows of ids, by transformers' `generate`."""
+        ids, mask = self.format.left_padded(rows)
         room = self.model.config.max_position_embeddings - ids.shape[1]
         if room < 1:
-            raise StackError(f"image and question have {ids.shape[1]} tokens, more than the model's context holds")
+            raise StackError(f"images and texts have {ids.shape[1]} tokens, more than the model's context holds")
         out = self.model.generate(
             ids.to(self.device),
             attention_mask=mask.to(self.device),
@@ -332,3 +358,15 @@ class Stack:
             pad_token_id=self.format.pad,
         )
         return [text.strip() for text in self.text_tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)]
+
+
+def _role(message: Mapping[str, Any]) -> str:
+    role = message.get("role")
+    if role not in ("system", "user", "assistant"):
+        raise StackError(f"a message's role must be system, user or assistant, not {role!r}")
+    return str(role)
+
+
+def _content(message: Mapping[str, Any]) -> Sequence[Any]:
+    content = message.get("content", ())
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content

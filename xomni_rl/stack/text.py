@@ -86,11 +86,30 @@ class PromptFormat:
             tokens: [h, w] int64 image tokens.
             question: plain text.
         """
-        image = [*self.image_prefix(tuple(tokens.shape)), *(tokens.flatten() + self.vocab_size).tolist(), self.eom]  # type: ignore[arg-type]
-        return [
-            *(self.start, *self.text("user\n"), *image, *self.text("\n" + question), self.end, *self.text("\n")),
-            *(self.start, *self.text("assistant\n")),
-        ]
+        return self.conversation([("user", [tokens, question])])
+
+    def conversation(self, turns: Sequence[tuple[str, Sequence[str | Tensor]]]) -> list[int]:
+        """Ids of turns, up to where the assistant's next one starts.
+
+        Args:
+            turns: who speaks ("system", "user" or "assistant"), and texts and images [h, w] int64 in any order; a text after
+                an image begins a line.
+        """
+        ids: list[int] = []
+        for role, parts in turns:
+            ids += [self.start, *self.text(f"{role}\n")]
+            before: str | Tensor = ""
+            for part in parts:
+                after_image = "\n" if isinstance(before, Tensor) else ""
+                ids += self.inner_image(part) if isinstance(part, Tensor) else self.text(after_image + part)
+                before = part
+            ids += [self.end, *self.text("\n")]
+        return [*ids, self.start, *self.text("assistant\n")]
+
+    def inner_image(self, tokens: Tensor) -> list[int]:
+        """Ids of an image inside a text, from tokens [h, w] int64."""
+        rows, columns = tokens.shape
+        return [*self.image_prefix((rows, columns)), *(tokens.flatten() + self.vocab_size).tolist(), self.eom]
 
     def left_padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Rows of ids as a tensor [N, L] and its attention mask, padded on the left."""
