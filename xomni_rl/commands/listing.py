@@ -16,7 +16,7 @@ Row = tuple[str, str, str]
 def list_everything(
     what: Annotated[
         str | None,
-        typer.Argument(help="rewards, algorithms, prompts, configs or benchmarks; left out: all.", show_default=False),
+        typer.Argument(help="rewards, algorithms, prompts, configs, suites or benchmarks; left out: all.", show_default=False),
     ] = None,
 ) -> None:
     """List what there is: name, file, one line.
@@ -85,6 +85,12 @@ def _configs() -> list[Row]:
     return rows
 
 
+def _suites() -> list[Row]:
+    from xomni_rl.experiments.evaluation.suite import suites
+
+    return suites.describe()
+
+
 def _benchmarks() -> list[Row]:
     from xomni_rl.commands.jobs import benchmarks
 
@@ -96,5 +102,6 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "algorithms": _algorithms,
     "prompts": _prompts,
     "configs": _configs,
+    "suites": _suites,
     "benchmarks": _benchmarks,
 }

@@ -18,7 +18,9 @@ def labels() -> list[str]:
 def test_mean_is_that_of_the_shared_statistics():
     """A ratio whose bottom is 1 is a mean, and the draws are the same."""
     values = np.where(np.arange(40) % 7 == 0, np.nan, scores(0))
-    assert ratio_interval(values, ONE, labels(), seed=3) == pytest.approx(mean_interval(values, 3, clusters=labels()), abs=1e-12)
+    assert ratio_interval(values, ONE, labels(), seed=3) == pytest.approx(
+        mean_interval(values, 3, clusters=labels()), abs=1e-12
+    )
 
 
 def test_paired_difference_is_that_of_the_shared_statistics():
