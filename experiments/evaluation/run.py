@@ -178,7 +178,8 @@ def _table(rows: list[Row]) -> pd.DataFrame:
         column for column in table if column not in _FIRST and all(_is_number(value) for value in table[column].tolist())
     ]
     table = table.astype({**dict.fromkeys(numeric, np.float64), "number": np.int64})
-    return table.assign(error=[error if isinstance(error, str) else None for error in table["error"]])
+    errors = [error if isinstance(error, str) else None for error in table["error"]]
+    return table.assign(error=pd.Series(errors, dtype=object))
 
 
 def _is_number(value: Any) -> bool:
