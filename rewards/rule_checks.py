@@ -1,7 +1,8 @@
 """What a prompt's checks mean: their forms, and whether they hold for the boxes and pixels of an image. No model, no I/O.
 
-Two forms. `{"kind": "background", "colour": "red", "rgb": [190, 30, 40]}`: the image's ground has that colour. And GenEval's
-`{"class": "dog", "count": 2, "color": "brown", "position": ["left of", 0]}` with `"exclude": true` for what must not be there.
+Three forms. `{"kind": "background", "colour": "red", "rgb": [190, 30, 40]}`: the image's ground has that colour.
+`{"kind": "lines", "count": 2}`: so many lines stand on it. And GenEval's `{"class": "dog", "count": 2, "color": "brown",
+"position": ["left of", 0]}` with `"exclude": true` for what must not be there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from xomni_rl.prompt_sets.signs import COLOURS
 from xomni_rl.registry import unknown_name
 from xomni_rl.rewards.pixel_colours import OBJECT_COLOURS, dominant_colour, nearest_colour
+from xomni_rl.rewards.pixel_lines import line_spans
 
 RELATIONS = ("left of", "right of", "above", "below")
 NEAR = 60.0
@@ -25,6 +27,9 @@ LEAST_SHARE = 0.15
 _POSITION_THRESHOLD = 0.1
 _OBJECT_KEYS = ("class", "count", "color", "position", "exclude")
 _BACKGROUND_KEYS = ("kind", "colour", "rgb")
+_LINES_KEYS = ("kind", "count")
+KINDS = ("background", "lines", "object")
+"""Kinds of checks; GenEval's rows, which name a class instead, are of kind object."""
 
 
 class CheckError(ValueError):
@@ -48,6 +53,13 @@ class BackgroundCheck:
 
     colour: str
     rgb: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LinesCheck:
+    """`count` lines of text stand on the ground, whatever they say."""
+
+    count: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,8 @@ class Outcome:
     found: str
 
 
-Check = BackgroundCheck | ObjectCheck
+PixelCheck = BackgroundCheck | LinesCheck
+Check = PixelCheck | ObjectCheck
 ColourOf = Callable[[Sequence[Box], str], Sequence[str]]
 """(boxes, their class) → their colours' names."""
 
@@ -92,7 +105,7 @@ def parse_checks(checks: Sequence[Mapping[str, Any]]) -> list[Check]:
     for index, check in enumerate(checks):
         try:
             if "kind" in check:
-                parsed.append(_parse_background(check))
+                parsed.append(_parse_pixel_check(check))
             elif "class" in check:
                 found = _parse_object(check, including)
                 including += not found.exclude
@@ -103,6 +116,22 @@ def parse_checks(checks: Sequence[Mapping[str, Any]]) -> list[Check]:
         except CheckError as error:
             raise CheckError(f"checks[{index}] {error}") from None
     return parsed
+
+
+def kind_of(check: Check) -> str:
+    """One of `KINDS`."""
+    return {BackgroundCheck: "background", LinesCheck: "lines", ObjectCheck: "object"}[type(check)]
+
+
+def pixel_outcome(check: PixelCheck, image: np.ndarray) -> Outcome:
+    """Whether a check that needs no detector holds for an image, uint8 [H, W, 3]."""
+    return background_outcome(check, image) if isinstance(check, BackgroundCheck) else lines_outcome(check, image)
+
+
+def lines_outcome(check: LinesCheck, image: np.ndarray) -> Outcome:
+    """Whether as many lines as asked for stand on an image, uint8 [H, W, 3]."""
+    found = len(line_spans(image))
+    return Outcome(f"{check.count} lines", found == check.count, str(found))
 
 
 def background_outcome(check: BackgroundCheck, image: np.ndarray) -> Outcome:
@@ -217,9 +246,19 @@ def _in_words(check: ObjectCheck) -> str:
     return " ".join([*words, *([check.relation, f"object {check.target}"] if check.relation else [])])
 
 
+def _parse_pixel_check(check: Mapping[str, Any]) -> PixelCheck:
+    if check["kind"] == "background":
+        return _parse_background(check)
+    if check["kind"] != "lines":
+        raise CheckError(unknown_name("kind", str(check["kind"]), ["background", "lines"]))
+    _refuse_unknown(check, _LINES_KEYS)
+    count = check.get("count")
+    if type(count) is not int or count < 0:
+        raise CheckError(f'needs a whole number from 0 as "count", got {count!r}')
+    return LinesCheck(count)
+
+
 def _parse_background(check: Mapping[str, Any]) -> BackgroundCheck:
-    if check["kind"] != "background":
-        raise CheckError(unknown_name("kind", str(check["kind"]), ["background"]))
     _refuse_unknown(check, _BACKGROUND_KEYS)
     colour, rgb = check.get("colour"), check.get("rgb")
     if not isinstance(colour, str):

@@ -1,18 +1,20 @@
-"""Does the image keep the prompt's rules: counts, colours and positions of objects, and the colour of the ground?
+"""Does the image keep the prompt's rules: objects' counts, colours and places, the ground's colour, the number of lines?
 
 Scores      the share of the prompt's `checks` that hold, in [0, 1] (`mode: all`: 1 if all hold, else 0, as GenEval counts);
             higher is better. Both are logged as the metrics `share` and `all` whatever the mode.
-Checks      `{"kind": "background", "colour": "red", "rgb": [190, 30, 40]}` by plain image analysis; and GenEval's rows
+Checks      `{"kind": "background", "colour": "red", "rgb": [190, 30, 40]}` and `{"kind": "lines", "count": 2}` (of text, on a
+            plain ground) by plain image analysis; and GenEval's rows
             `{"class": "dog", "count": 2, "color": "brown", "position": ["left of", 0]}`, those of its `exclude` list with
             `"exclude": true`. A check of another form fails its sample, and the message names the key.
-Not applicable (NaN)  to a prompt without checks.
-Cost        backgrounds: about 0.3 ms of one core per 32×96 sign. Objects: one detector forward per image (RT-DETR v2 R101:
-            259 GFLOP at 640 px); with a zero-shot detector one per image and class.
-Weights     none for backgrounds. Objects: `weights` is any detector in transformers' layout (see detection.py), by default
-            PekingU/rtdetr_v2_r101vd, Apache-2.0. It is loaded at the first check that needs it.
-Ways to hack it  the ground's colour says nothing of what stands on it. Objects pasted side by side, cut out or tiny, satisfy
-            counts and positions; so do textures that this detector alone takes for objects. Score held-out images with
-            another detector.
+            `kinds` counts some kinds of checks alone.
+Not applicable (NaN)  to a prompt without such checks.
+Cost        backgrounds and lines: about 0.3 ms of one core per 32×96 sign. Objects: one detector forward per image (RT-DETR v2
+            R101: 259 GFLOP at 640 px); with a zero-shot detector one per image and class.
+Weights     none for backgrounds and lines. Objects: `weights` is any detector in transformers' layout (see detection.py), by
+            default PekingU/rtdetr_v2_r101vd, Apache-2.0. It is loaded at the first check that needs it.
+Ways to hack it  the ground's colour says nothing of what stands on it, and any marks in rows are lines. Objects pasted side
+            by side, cut out or tiny, satisfy counts and positions; so do textures that this detector alone takes for objects.
+            Score held-out images with another detector.
 Source      GenEval, arXiv:2310.11513. Departs from it: boxes of RT-DETR or another detector instead of Mask2Former's masks, so
             thresholds differ and figures are not comparable with published ones; the colour is the commonest one in the
             middle of the box unless `colour_model` names a CLIP, which is then asked as in GenEval, but on unmasked crops;
@@ -36,16 +38,17 @@ from xomni_rl.rewards.models import Placement, check_batch_size
 from xomni_rl.rewards.open_clip_backbone import OpenClipBackbone
 from xomni_rl.rewards.pixel_colours import OBJECT_COLOURS, object_colour
 from xomni_rl.rewards.rule_checks import (
-    BackgroundCheck,
+    KINDS,
     Box,
     Check,
     CheckError,
     ObjectCheck,
     Outcome,
-    background_outcome,
     kept_boxes,
+    kind_of,
     object_outcomes,
     parse_checks,
+    pixel_outcome,
 )
 
 MODES = ("share", "all")
@@ -57,7 +60,7 @@ _COLOUR_TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colo
 
 @rewards.register("rules")
 class RulesReward(Reward):
-    """Share of the prompt's checks that hold: backgrounds by image analysis, objects in GenEval's sense by a detector.
+    """Share of the prompt's checks that hold: ground and lines by image analysis, objects in GenEval's sense by a detector.
 
     Args:
         mode: share = of the checks that hold; all = 1 if every check holds, else 0.
@@ -71,14 +74,15 @@ class RulesReward(Reward):
         colour_weights: its weights; None = the folder's own.
         device, dtype, offload: see `Placement`; of both models.
         batch_size: images per forward pass.
-    Raises: ValueError for an unknown mode or dtype, or numbers out of range.
+        kinds: the kinds of checks that count: background, lines, object; None = all.
+    Raises: ValueError for an unknown mode, kind or dtype, or numbers out of range.
     """
 
     name = "rules"
     version = "1"
     range = (0.0, 1.0)
     needs = ("checks",)
-    cost = "backgrounds 0.3 ms of one core per 32×96 image; objects one detector forward per image"
+    cost = "backgrounds and lines 0.3 ms of one core per 32×96 image; objects one detector forward per image"
 
     def __init__(
         self,
@@ -93,7 +97,12 @@ class RulesReward(Reward):
         dtype: str = "float32",
         offload: bool = False,
         batch_size: int = 32,
+        kinds: Sequence[str] | None = None,
     ) -> None:
+        for kind in KINDS if kinds is None else kinds:
+            if kind not in KINDS:
+                raise ValueError(unknown_name("kind", str(kind), KINDS))
+        self.kinds = frozenset(KINDS if kinds is None else kinds)
         if mode not in MODES:
             raise ValueError(unknown_name("mode", str(mode), MODES))
         counting_threshold = threshold if counting_threshold is None else counting_threshold
@@ -120,7 +129,7 @@ class RulesReward(Reward):
         checks: dict[int, list[Check]] = {}
         for index, prompt in enumerate(prompts):
             try:
-                checks[index] = parse_checks(prompt.checks)
+                checks[index] = [check for check in parse_checks(prompt.checks) if kind_of(check) in self.kinds]
             except CheckError as error:
                 failures[index] = f'prompt "{prompt.id}": {error}'
         objects, more = self._objects(images, checks)
@@ -192,9 +201,7 @@ class RulesReward(Reward):
                 lambda boxes, name: self._colours(image, boxes, name),
             )
         )
-        return [
-            background_outcome(check, image) if isinstance(check, BackgroundCheck) else next(about_objects) for check in checks
-        ]
+        return [next(about_objects) if isinstance(check, ObjectCheck) else pixel_outcome(check, image) for check in checks]
 
     def _colours(self, image: np.ndarray, boxes: Sequence[Box], name: str) -> list[str]:
         if self.colours is None:

@@ -11,15 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xomni_rl.prompt_sets.long_signs import TEMPLATES, LongSign, render_long_sign
 from xomni_rl.prompt_sets.signs import COLOURS, render_sign
 from xomni_rl.rewards.rule_checks import (
     BackgroundCheck,
     Box,
     CheckError,
+    LinesCheck,
     ObjectCheck,
     background_outcome,
     intersection_over_union,
     kept_boxes,
+    kind_of,
+    lines_outcome,
     object_outcomes,
     parse_checks,
     relations,
@@ -72,6 +76,12 @@ def test_background_without_rgb_takes_the_palettes() -> None:
     assert parse_checks([{"kind": "background", "colour": "teal"}]) == [BackgroundCheck("teal", COLOURS["teal"])]
 
 
+def test_lines_are_parsed_beside_other_kinds() -> None:
+    checks = parse_checks([{"kind": "lines", "count": 2}, {"kind": "background", "colour": "teal"}, {"class": "dog"}])
+    assert checks[0] == LinesCheck(2)
+    assert [kind_of(check) for check in checks] == ["lines", "background", "object"]
+
+
 def test_position_may_name_only_including_checks_before_it() -> None:
     # The exclusion does not count: the cat is including check 1, the bird may name 0 and 1.
     rows = [{"class": "dog"}, {"class": "fish", "exclude": True}, {"class": "cat", "position": ["above", 0]}]
@@ -101,6 +111,9 @@ def test_position_may_name_only_including_checks_before_it() -> None:
         ({"class": "dog", "position": "above"}, "needs .relation, index. as \"position\", got 'above'"),
         ({"kind": "foreground"}, 'unknown kind "foreground"; nearest: background'),
         ({"kind": "background", "color": "red"}, 'has an unknown key "color"; nearest: colour'),
+        ({"kind": "lines"}, 'needs a whole number from 0 as "count", got None'),
+        ({"kind": "lines", "count": True}, 'as "count", got True'),
+        ({"kind": "lines", "number": 2}, 'has an unknown key "number"'),
         ({"kind": "background"}, 'needs a string as "colour", got None'),
         ({"kind": "background", "colour": "mauve"}, 'has no "rgb", and as "colour" an unknown colour "mauve"'),
         ({"kind": "background", "colour": "red", "rgb": [1, 2]}, 'three whole numbers from 0 to 255 as "rgb"'),
@@ -134,6 +147,12 @@ def test_signs_ground_has_its_colour_and_no_other(colour: str) -> None:
         image = render_sign(text, colour, rng, proportional=True)
         holding = [name for name in COLOURS if background_outcome(BackgroundCheck(name, COLOURS[name]), image).holds]
         assert holding == [colour]
+
+
+def test_lines_hold_for_as_many_as_are_there() -> None:
+    image = render_long_sign(LongSign(("K7 AX", "Q3"), "red", "wide", TEMPLATES[0]))
+    assert [lines_outcome(LinesCheck(count), image).holds for count in range(4)] == [False, False, True, False]
+    assert lines_outcome(LinesCheck(3), image).found == "2"
 
 
 @pytest.mark.parametrize("grey", [100, 127, 200, 255])

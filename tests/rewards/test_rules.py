@@ -106,6 +106,18 @@ def test_half_of_the_checks(mode: str, expected: float) -> None:
     assert {name: values.tolist() for name, values in result.metrics.items()} == {"share": [0.5], "all": [0.0]}
 
 
+@pytest.mark.parametrize(("kinds", "expected"), [(["background"], 0.0), (["lines"], 1.0), (None, 0.5), (["object"], np.nan)])
+def test_kinds_say_which_checks_count(kinds: list[str] | None, expected: float) -> None:
+    prompt = asking(background("blue"), {"kind": "lines", "count": 1})
+    scores = RulesReward(kinds=kinds)([render_sign("K7AX", "red")], [prompt]).scores
+    np.testing.assert_array_equal(scores, np.array([expected], np.float32))
+
+
+def test_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match='unknown kind "line"; nearest: lines'):
+        RulesReward(kinds=["line"])
+
+
 def test_prompt_without_checks_is_not_applicable() -> None:
     result = RulesReward()([render_sign("A", "red")] * 2, [Prompt("p", "a cat"), asking(background("red"))])
     np.testing.assert_array_equal(result.scores, np.array([np.nan, 1], np.float32))

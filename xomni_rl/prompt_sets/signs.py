@@ -63,7 +63,7 @@ def random_strings(rng: np.random.Generator, count: int, *, heldout: bool) -> li
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def sign_font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
         raise RuntimeError(
@@ -99,7 +99,7 @@ def render_sign(text: str, colour: str, rng: np.random.Generator | None = None, 
     pieces = [(text, 0.0)] if proportional else [(letter, (i - middle) * PITCH) for i, letter in enumerate(text)]
     for piece, offset in pieces:
         place = (SIZE[1] / 2 + offset + dx, SIZE[0] / 2 + dy)
-        draw.text(place, piece, font=_font(size), fill="white", anchor="mm")
+        draw.text(place, piece, font=sign_font(size), fill="white", anchor="mm")
     return np.asarray(image)
 
 
@@ -108,7 +108,7 @@ def glyph_columns(text: str, columns: int) -> np.ndarray:
 
     Returns: int64 [columns], an index into `text`, or -1 where the strip lies outside the text.
     """
-    font = _font(FONT_SIZE)
+    font = sign_font(FONT_SIZE)
     edges = [font.getlength(text[:i]) for i in range(len(text) + 1)]
     centres = (np.arange(columns) + 0.5) * SIZE[1] / columns - (SIZE[1] - edges[-1]) / 2
     index = np.searchsorted(edges, centres, side="right") - 1
