@@ -90,6 +90,8 @@ def ask(
     Raises: RewardUnavailableError if the judge cannot work at all.
     """
     asked = [(index, question) for index, each in enumerate(questions) for question in each]
+    if not asked:
+        return [{} for _ in images], {}
     failed: Mapping[int, str] = {}
     try:
         texts = [ASKED.format(question=question.text) for _, question in asked]

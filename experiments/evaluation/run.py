@@ -102,6 +102,12 @@ def evaluate(
     if not asked:
         raise EvaluationError(f"suite {suite.name}: there is no prompt to evaluate")
     samples = samples_of(suite, asked, drawing.count)
+    stacks = [place for place in places.values() if is_stack(place)]
+    if stacks and not suite.draws:
+        raise EvaluationError(
+            f"suite {suite.name}: its files hold no prompts, so {stacks[0]} can't draw them; draw the images elsewhere, "
+            "and give their folder"
+        )
     found = {model: find_images(Path(place), samples) for model, place in places.items() if not is_stack(place)}
     suite.load()
     rows: list[Row] = []

@@ -59,6 +59,7 @@ class Suite(ABC):
         images_per_prompt: as published.
         origin: where its prompt files come from, for messages; "" = it needs none.
         category: column by which results are broken down; "" = none.
+        draws: whether its files hold prompts that a stack can draw.
         version: goes up whenever rows change.
     """
 
@@ -66,6 +67,7 @@ class Suite(ABC):
     images_per_prompt: ClassVar[int] = 4
     origin: ClassVar[str] = ""
     category: ClassVar[str] = "category"
+    draws: ClassVar[bool] = True
     version: ClassVar[str] = "1"
     options: Mapping[str, Any]
 
