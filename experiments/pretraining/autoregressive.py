@@ -10,7 +10,7 @@ from xomni_rl.stack.autoregressive import XOmniForCausalLM
 from xomni_rl.stack.image_tokenizer import SemanticImageTokenizer, to_pixels
 from xomni_rl.stack.text import PromptFormat
 
-from .data import SignBatch
+from .data import Signs
 
 READ = "What does the sign say?"
 COLOUR = "What colour is the sign?"
@@ -35,7 +35,7 @@ class AutoregressiveTrainer(nn.Module):
         self.format = prompt_format
         self.rng = np.random.default_rng(0)
 
-    def forward(self, batch: SignBatch) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, batch: Signs) -> tuple[Tensor, dict[str, float]]:
         """Mean cross-entropy of image tokens plus mean cross-entropy of answers, nats."""
         with torch.no_grad():
             tokens = self.tokenizer(to_pixels(batch.images))
@@ -56,7 +56,7 @@ class AutoregressiveTrainer(nn.Module):
         logits = self.model(ids, mask, modality="image", logits_to_keep=targets.shape[1]).logits
         return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-    def _reading_loss(self, batch: SignBatch, tokens: Tensor) -> Tensor:
+    def _reading_loss(self, batch: Signs, tokens: Tensor) -> Tensor:
         asks_colour = self.rng.random(len(tokens)) < COLOUR_SHARE
         questions = [COLOUR if c else READ for c in asks_colour]
         answers = [batch.colours[i] if c else batch.texts[i] for i, c in enumerate(asks_colour)]

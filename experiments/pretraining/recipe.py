@@ -64,7 +64,7 @@ def pretrain(
     stages = [replace(s, steps=40, batch=16, save_every=15) for s in full] if quick else list(full)
     work = out / "pretraining"
     work.mkdir(parents=True, exist_ok=True)
-    _claim(work / "recipe.json", {"seed": seed, "stages": [vars(s) for s in stages]})
+    claim(work / "recipe.json", {"seed": seed, "stages": [vars(s) for s in stages]})
     started = time.monotonic()
     image_tokenizer = make_tokenizer(stages[0], seed, work, console)
     decoder = make_decoder(stages[1], seed, work, image_tokenizer, console)
@@ -92,7 +92,7 @@ def make_tokenizer(stage: Stage, seed: int, work: Path, console: Console) -> Sem
             work / "tokenizer.safetensors",
             console,
         )
-        _finish(done, tokenizer)
+        finish(done, tokenizer)
     return SemanticImageTokenizer.from_pretrained(done)
 
 
@@ -115,7 +115,7 @@ def make_decoder(
             work / "decoder.safetensors",
             console,
         )
-        _finish(done, decoder, projector)
+        finish(done, decoder, projector)
     projector.load_state_dict(type(projector).from_pretrained(done / "projector").state_dict())
     return DiffusionDecoder.from_pretrained(done, projector, embedded.TOKEN_SIZE, embedded.DECODER_STEPS)
 
@@ -136,7 +136,7 @@ def make_autoregressive(
             stack.model.load_state_dict(XOmniForCausalLM.from_pretrained(done).state_dict())
             continue
         train_autoregressive(stage, seed, stack, work / f"{stage.name}.safetensors", console)
-        _finish(done, stack.model)
+        finish(done, stack.model)
     return stack
 
 
@@ -181,7 +181,7 @@ def make_clip(stage: Stage, seed: int, out: Path, work: Path, figures: int, cons
     os.replace(temporary, out)
 
 
-def _finish(folder: Path, *parts: SemanticImageTokenizer | DiffusionDecoder | torch.nn.Module) -> None:
+def finish(folder: Path, *parts: SemanticImageTokenizer | DiffusionDecoder | torch.nn.Module) -> None:
     """Saves a finished stage's parts beside and renames the folder; a projector goes into its own sub-folder."""
     temporary = folder.with_suffix(".writing")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -191,7 +191,8 @@ def _finish(folder: Path, *parts: SemanticImageTokenizer | DiffusionDecoder | to
     os.replace(temporary, folder)
 
 
-def _claim(path: Path, recipe: dict[str, object]) -> None:
+def claim(path: Path, recipe: dict[str, object]) -> None:
+    """Writes down what a folder's unfinished work is of. Raises: StackError if it is of something else."""
     text = json.dumps(recipe, indent=1, sort_keys=True)
     if path.exists() and path.read_text() != text:
         raise StackError(

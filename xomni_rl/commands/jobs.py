@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,23 +14,36 @@ from xomni_rl.config import ConfigError
 from xomni_rl.registry import UnknownNameError, unknown_name
 
 
+class Domain(StrEnum):
+    """What a stack draws."""
+
+    signs = "signs"
+    long_signs = "long_signs"
+
+
 def pretrain(
     out: Annotated[Path, typer.Option(help="Folder of the stack.")] = Path("stack"),
     seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A few steps, to see it run; the stack is of no use.")] = False,
+    domain: Annotated[Domain, typer.Option(help="What is drawn: signs, or larger ones with several lines.")] = Domain.signs,
 ) -> None:
-    """Make a stack from nothing: the recipe of the embedded weights.
+    """Make a stack: the recipes of the embedded weights.
 
-    Tokenizer, decoder and autoregressive model are trained one after the other; run it again to go on after a stop.
+    Tokenizer, decoder and autoregressive model are trained one after the other; domain long_signs goes on from the embedded
+    stack and trains the autoregressive model alone. Run it again to go on after a stop.
 
     Examples:
 
     • xomni-rl pretrain --out my_stack --seed 1
 
+    • xomni-rl pretrain --domain long_signs --out my_long_stack
+
     • xomni-rl train model.path=my_stack
     """
-    from xomni_rl.experiments.pretraining.recipe import pretrain as make_stack
+    from xomni_rl.experiments.pretraining.long_signs import pretrain_long
+    from xomni_rl.experiments.pretraining.recipe import pretrain as pretrain_signs
 
+    make_stack = pretrain_long if domain is Domain.long_signs else pretrain_signs
     make_stack(out, seed, quick=quick)
     typer.echo(f"stack: {out}")
 

@@ -126,7 +126,7 @@ class Stack:
     @classmethod
     def _load(cls, folder: Path, name: str) -> Stack:
         description = read_description(folder)
-        pixels = folder / description.get("pixels", ".")  # another stack's folder, whose image tokenizer and decoder count
+        pixels = folder / str(description.get("pixels", "."))  # another stack's folder, whose image tokenizer and decoder count
         needed = ["vision/model.safetensors", "projector/projector.safetensors", "decoder/codec.safetensors"]
         needed += ["decoder/transformer/diffusion_pytorch_model.safetensors"]
         missing = [part for part in needed if not (pixels / part).exists()]
