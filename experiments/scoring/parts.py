@@ -64,11 +64,18 @@ class Parts:
         try:
             self.folder.mkdir(exist_ok=True)
             self._lock = self._locked(out)
+        except OSError as error:
+            raise ScoringError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
+        try:
             if restart:
                 self._clear()
             self._claim(json.loads(json.dumps(job, default=str)))
         except OSError as error:
+            self.close()
             raise ScoringError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
+        except ScoringError:
+            self.close()
+            raise
 
     def path(self, index: int) -> Path:
         """Where batch `index` is kept."""
@@ -121,7 +128,6 @@ class Parts:
         changed = [key for key in job if found.get(key) != job[key]]
         if changed:
             kept = len(self.finished())
-            self._lock.close()
             raise ScoringError(
                 f"{self.folder} holds {kept} batches of a run that differs in {', '.join(changed)}: "
                 "repeat that run's command to go on, or --restart to begin anew"

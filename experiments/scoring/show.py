@@ -45,7 +45,8 @@ def print_summary(summary: Summary, title: str, console: Console) -> None:
     headings = ["reward", *["model"] * several, "mean", "95 % interval", *["lowest – highest"] * wide, "distribution"]
     table = Table(title=title, box=box.ROUNDED if wide else box.SIMPLE_HEAD)
     for heading in [*headings, "scored", "not applicable" if wide else "n/a", "failed"]:
-        table.add_column(heading, justify="left" if heading in ("reward", "model") else "right", overflow="fold")
+        fixed = heading in ("distribution", "mean")
+        table.add_column(heading, justify="left" if heading in ("reward", "model") else "right", overflow="fold", no_wrap=fixed)
     for column in dict.fromkeys(column for _, column in summary.rewards):
         for model in models:
             row = summary.rewards[model, column]
@@ -71,8 +72,10 @@ def bars(histogram: Sequence[int]) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits, or a dash for NaN."""
-    return "–" if math.isnan(value) else f"{value:.4f}" if abs(value) < 1000 else f"{value:.1f}"
+    """A score for people: fewer decimals the larger it is, a dash for NaN."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def interval(low: float, high: float) -> str:
