@@ -84,9 +84,14 @@ def build_parts(config: Mapping[str, Any]) -> dict[str, Any]:
     stack = load_stack(config.get("model") or {})
     if adapters := (config.get("model") or {}).get("lora"):
         add_adapters(stack.model, **adapters, seed=settings.seed)
-    checkpointing = bool((config.get("model") or {}).get("gradient_checkpointing", False))
+    model = config.get("model") or {}
+    memory: dict[str, Any] = {
+        "gradient_checkpointing": bool(model.get("gradient_checkpointing", False)),
+        "rows_at_a_time": model.get("rows_at_a_time"),
+        "reference_offload": bool(model.get("reference_offload", False)),
+    }
     return {
-        "policy": StackPolicy(stack, settings.sampling, gradient_checkpointing=checkpointing),
+        "policy": StackPolicy(stack, settings.sampling, **memory),
         "reward": reward,
         "evaluation_reward": evaluation_reward,
         "reward_checks": checks,

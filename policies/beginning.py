@@ -13,6 +13,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
 
 from xomni_rl.policies.checkpoint import CheckpointStore
+from xomni_rl.policies.divided import DIVIDING
 from xomni_rl.policies.records import RunFolder, write_json
 from xomni_rl.policies.settings import SettingsError, TrainerSettings, changed_settings, check_resumable, flatten
 from xomni_rl.policies.training_state import Progress
@@ -22,7 +23,8 @@ from xomni_rl.registry import unknown_name
 def make_accelerator(settings: TrainerSettings, folder: RunFolder, device: torch.device) -> Accelerator:
     """The accelerator of a run: mixed precision, trackers, where they write.
 
-    Raises: SettingsError for an unknown tracker, or a checkpoint to go on from under DeepSpeed.
+    Raises: SettingsError for an unknown tracker, an optimizer that cannot be divided, or a checkpoint to go on from under
+        DeepSpeed.
     """
     known = [str(tracker) for tracker in get_available_trackers()]
     for tracker in settings.trackers:
@@ -37,6 +39,8 @@ def make_accelerator(settings: TrainerSettings, folder: RunFolder, device: torch
         project_config=ProjectConfiguration(project_dir=str(folder.path), logging_dir=str(logs)),
         kwargs_handlers=[parallel],
     )
+    if settings.optimizer != "adamw" and accelerator.distributed_type in DIVIDING:
+        raise SettingsError(f"trainer.optimizer={settings.optimizer} cannot be divided: take adamw with FSDP2 and ZeRO-3")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it has no data loader to ask, and clips by itself
         if folder.holds_run or settings.alarms.may_roll_back:
             raise SettingsError("under DeepSpeed no run goes on from a checkpoint or rolls back: use fsdp2.yaml")

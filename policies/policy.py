@@ -7,10 +7,11 @@ tokens again, with gradients. Nothing in it is shaped after one model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from xomni_rl.envs.rollout import RolloutBatch, rollout
 from xomni_rl.policies.lora import adapter_scaling, is_adapted, without_adapters
 from xomni_rl.prompts import Prompt
 from xomni_rl.stack.family import ImageStack
+from xomni_rl.stack.prefix import layers_recomputed
 from xomni_rl.stack.sampler import SamplingConfig, image_token_features, score_image_tokens
 
 
@@ -61,6 +63,13 @@ class TokenBatch:
             batch.tokens,
             batch.group_size,
         )
+
+    def pieces(self, rows: int) -> Iterator[TokenBatch]:
+        """At most so many rows of one group at a time, in order; each a batch of one prompt."""
+        for group in range(len(self.input_ids)):
+            whole = self.groups([group])
+            for tokens in whole.tokens.split(rows):
+                yield replace(whole, tokens=tokens, group_size=len(tokens))
 
     def groups(self, chosen: Sequence[int]) -> TokenBatch:
         """Some of the groups, in the given order."""
@@ -142,15 +151,18 @@ class TokenScorer(nn.Module):
     Args:
         model: the stack's autoregressive model.
         sampling: the distribution rollouts are drawn from.
-        by_group: keep activations of one group at a time and compute them again in the backward pass: less memory,
-            about a third more time. (Layer-wise checkpointing would drop the cache that a group's prompt is shared by.)
+        by_layer: keep the layers' inputs alone and compute their insides again in the backward pass: far less memory, a third
+            more time.
+        rows: keep nothing but what so many images of one group need at a time, and compute the rest again; None = all at once.
+            Together with `by_layer` everything is computed three times before its gradient, two thirds more time than without.
     """
 
-    def __init__(self, model: nn.Module, sampling: SamplingConfig, *, by_group: bool = False) -> None:
+    def __init__(self, model: nn.Module, sampling: SamplingConfig, *, by_layer: bool = False, rows: int | None = None) -> None:
         super().__init__()
         self.model = model
         self.sampling = sampling
-        self.by_group = by_group
+        self.by_layer = by_layer
+        self.rows = rows
 
     def forward(
         self,
@@ -164,26 +176,26 @@ class TokenScorer(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities and entropy (or None), each [N, T] float32 nats, of tokens [N, T] after prefixes [P, L]."""
         batch = TokenBatch(input_ids, attention_mask, negative_ids, negative_mask, tokens, group_size)
-        if not (self.by_group and torch.is_grad_enabled()):
+        if self.rows is None:
             return self._score(batch, with_entropy)
-        scored = [
-            checkpoint(self._score, batch.groups([group]), with_entropy, use_reentrant=False) for group in range(len(input_ids))
-        ]
+        score = partial(checkpoint, self._score, use_reentrant=False) if torch.is_grad_enabled() else self._score
+        scored = [score(piece, with_entropy) for piece in batch.pieces(self.rows)]
         logprobs = torch.cat([logprobs for logprobs, _ in scored])
-        return logprobs, torch.cat([entropy for _, entropy in scored]) if with_entropy else None
+        return logprobs, torch.cat([cast(Tensor, entropy) for _, entropy in scored]) if with_entropy else None
 
     def _score(self, batch: TokenBatch, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        return score_image_tokens(
-            self.model,  # type: ignore[arg-type]
-            batch.input_ids,
-            batch.attention_mask,
-            batch.tokens,
-            group_size=batch.group_size,
-            sampling=self.sampling,
-            negative_ids=batch.negative_ids,
-            negative_mask=batch.negative_mask,
-            with_entropy=with_entropy,
-        )
+        with layers_recomputed(self.model) if self.by_layer and torch.is_grad_enabled() else nullcontext():
+            return score_image_tokens(
+                self.model,  # type: ignore[arg-type]
+                batch.input_ids,
+                batch.attention_mask,
+                batch.tokens,
+                group_size=batch.group_size,
+                sampling=self.sampling,
+                negative_ids=batch.negative_ids,
+                negative_mask=batch.negative_mask,
+                with_entropy=with_entropy,
+            )
 
 
 class StackPolicy:
@@ -195,16 +207,26 @@ class StackPolicy:
     Args:
         stack: rolls out; its model is trained in place.
         sampling: the distribution rollouts are drawn from and log-probabilities are computed under.
-        gradient_checkpointing: see `TokenScorer.by_group`.
+        gradient_checkpointing: see `TokenScorer.by_layer`.
+        rows_at_a_time: see `TokenScorer.rows`; the reference's pass has as many.
+        reference_offload: a frozen copy that is the reference lies in the CPU's memory and visits the model's device.
     """
 
     def __init__(
-        self, stack: ImageStack, sampling: SamplingConfig | None = None, *, gradient_checkpointing: bool = False
+        self,
+        stack: ImageStack,
+        sampling: SamplingConfig | None = None,
+        *,
+        gradient_checkpointing: bool = False,
+        rows_at_a_time: int | None = None,
+        reference_offload: bool = False,
     ) -> None:
         self.stack = stack
         self.sampling = sampling or SamplingConfig()
         self.model: nn.Module = stack.model
-        self.module: nn.Module = TokenScorer(stack.model, self.sampling, by_group=gradient_checkpointing)
+        self.rows = rows_at_a_time
+        self.reference_offload = reference_offload
+        self.module: nn.Module = TokenScorer(stack.model, self.sampling, by_layer=gradient_checkpointing, rows=rows_at_a_time)
         self.feature_size: int = stack.model.config.get_text_config().hidden_size
         self.adapted = is_adapted(stack.model)
         self._reference: TokenScorer | None = None
@@ -242,10 +264,12 @@ class StackPolicy:
 
     def keep_reference(self) -> None:
         if self.adapted:
-            self._reference = TokenScorer(self.stack.model, self.sampling)  # its base weights, which do not change
+            self._reference = TokenScorer(self.stack.model, self.sampling, rows=self.rows)  # its base weights do not change
             return
         frozen = copy.deepcopy(self.stack.model).requires_grad_(False).eval()
-        self._reference = TokenScorer(frozen, self.sampling)
+        self._reference = TokenScorer(frozen, self.sampling, rows=self.rows)
+        if self.reference_offload:
+            self._reference.to("cpu")
 
     def move_reference(self, decay: float) -> None:
         if self.adapted:
@@ -253,16 +277,27 @@ class StackPolicy:
         anchors = self.reference_tensors()
         with torch.no_grad():
             for name, value in self.model.named_parameters():
-                anchors[name].copy_(torch.lerp(value, anchors[name], decay))
+                anchors[name].copy_(torch.lerp(value, anchors[name].to(value.device), decay))
 
     def reference_tensors(self) -> dict[str, Tensor]:
         if self._reference is None or self.adapted:
             return {}
         return dict(self._reference.model.named_parameters())  # a shared one once: it must move once, and be saved once
 
-    def _as_reference(self) -> AbstractContextManager[None]:
-        """Where the stack's model is the reference: without its adapters, if it has any."""
-        return without_adapters(self.stack.model) if self.adapted else nullcontext()
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        """Where the reference can be asked: the stack's model without its adapters, or the copy on the model's device."""
+        if self.adapted:
+            with without_adapters(self.stack.model):
+                yield
+            return
+        reference = cast(TokenScorer, self._reference)
+        reference.to(self.stack.device)
+        try:
+            yield
+        finally:
+            if self.reference_offload:
+                reference.to("cpu")
 
     def description(self) -> Mapping[str, Any]:
         described: dict[str, Any] = self.stack.model.config.to_dict()

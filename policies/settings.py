@@ -123,6 +123,7 @@ class TrainerSettings:
         epochs: passes over one rollout.
         minibatches: optimizer steps per pass.
         accumulation: backward passes per optimizer step.
+        optimizer: "adamw", or "adamw_8bit" with both moments in one byte each.
         learning_rate: AdamW's, at the end of warm-up.
         warmup_steps: optimizer steps over which the learning rate rises linearly.
         decay_steps: optimizer steps over which it then falls linearly to a tenth, where it stays; None = constant.
@@ -149,6 +150,7 @@ class TrainerSettings:
     epochs: int = 1
     minibatches: int = 1
     accumulation: int = 1
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 5
     decay_steps: int | None = 400
@@ -182,6 +184,8 @@ class TrainerSettings:
             _require("max_seconds", self.max_seconds, minimum=0)
         if self.engine not in ("native", "trl"):
             raise SettingsError(f'trainer.engine must be "native" or "trl", not {self.engine!r}')
+        if self.optimizer not in ("adamw", "adamw_8bit"):
+            raise SettingsError(f'trainer.optimizer must be "adamw" or "adamw_8bit", not {self.optimizer!r}')
         if self.save_images not in ("all", "none"):
             raise SettingsError(f'trainer.save_images must be "all" or "none", not {self.save_images!r}')
         if self.mixed_precision not in ("no", "bf16", "fp16"):

@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from xomni_rl.policies.checkpoint import CheckpointError, damaged, verify
 from xomni_rl.policies.divided import DividedWeights
 from xomni_rl.policies.lora import merged_tensors
+from xomni_rl.policies.optimizers import as_it_was, as_tensor
 from xomni_rl.policies.settings import SettingsError
 
 Figures = dict[str, float]
@@ -215,7 +216,7 @@ def optimizer_state(model: nn.Module, optimizer: Optimizer | DividedWeights) -> 
         return optimizer.collected
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {
-        f"{kind}/{names[parameter]}": value.detach().cpu().contiguous()
+        f"{kind}/{names[parameter]}": as_tensor(value)
         for parameter, state in optimizer.state.items()
         for kind, value in state.items()
     }
@@ -241,10 +242,10 @@ def load_optimizer(
         if there != found:
             raise ValueError(f"its optimizer is another one ({what} differ)")
     order = [name for group in groups for name in group["parameters"]]
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Tensor | int]] = {}
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
-        state.setdefault(order.index(name), {})[kind] = value
+        state.setdefault(order.index(name), {})[kind] = as_it_was(value)
     restored, position = [], 0
     for group, current in zip(groups, optimizer.param_groups, strict=True):
         values = {key: _like(current.get(key), value) for key, value in group.items() if key != "parameters"}

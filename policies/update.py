@@ -21,6 +21,7 @@ from xomni_rl.policies.critic import Critic
 from xomni_rl.policies.distributed import Team
 from xomni_rl.policies.divided import DIVIDING, DividedWeights
 from xomni_rl.policies.losses import sequence_kl
+from xomni_rl.policies.optimizers import make_optimizer
 from xomni_rl.policies.policy import ImagePolicy, TokenBatch
 from xomni_rl.policies.settings import SettingsError, TrainerSettings
 from xomni_rl.stack.sampler import PADDING
@@ -116,7 +117,7 @@ class Learner:
             self.divided = DividedWeights(module, policy.model, leads=self.team.leads)
             module = self.divided.copy
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.optimizer = make_optimizer(parameters, settings)
         self.scheduler = LambdaLR(self.optimizer, self._learning_rate_share)
         policy.module, self._stepper = accelerator.prepare(module, self.optimizer)
         if self.divided is not None:
@@ -252,7 +253,13 @@ class Learner:
 
         Returns: kept rollouts, metrics.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            return self._guarded_step(experience, minibatch, first)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)  # now, so that sampling has their memory
+
+    def _guarded_step(self, experience: Experience, minibatch: np.ndarray, first: bool) -> tuple[int, dict[str, float]]:
+        """`_step`, after which gradients are still there. Raises: NonFiniteError before anything is changed."""
         learning_rate = float(self.scheduler.get_last_lr()[0])
         chunks = list(split(minibatch, self.settings.accumulation))
         rows = self._rows(experience, minibatch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Annotated, Any
 
@@ -86,4 +87,5 @@ app.command("doctor")(jobs.doctor)
 def main() -> None:
     """Entry point of `xomni-rl` and `python -m xomni_rl`."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers would draw a bar for every load
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # others import it, and it warns of kernels that nobody asks for
     app(prog_name="xomni-rl")

@@ -100,6 +100,8 @@ SCHEMA: dict[str, Any] = {
         "dtype": Rule("text", choices=("float32", "bfloat16", "float16")),
         "device": NAME,
         "gradient_checkpointing": Rule("switch"),
+        "rows_at_a_time": Rule("whole number", least=1, optional=True, required=False),
+        "reference_offload": Rule("switch", required=False),
         "lora": {
             "rank": Rule("whole number", least=1, required=False),
             "alpha": Rule("number", above=0, required=False),
@@ -120,6 +122,7 @@ SCHEMA: dict[str, Any] = {
         "epochs": COUNT,
         "minibatches": COUNT,
         "accumulation": COUNT,
+        "optimizer": Rule("text", choices=("adamw", "adamw_8bit"), required=False),
         "learning_rate": NOT_NEGATIVE,
         "warmup_steps": Rule("whole number", least=0),
         "decay_steps": EVERY,

@@ -58,6 +58,8 @@ class Case:
         prompts, group, accumulation: of a step.
         size: (height, width) px of an image, 8 px a token.
         reference, checkpointing, entropy: whether there is one.
+        at_a_time: images that a backward pass holds anything of; 0 = all.
+        eight_bit: whether AdamW's moments are.
         rank: of low-rank adapters; 0 = none.
         dtype: of the weights.
     """
@@ -76,6 +78,8 @@ class Case:
     size: tuple[int, int] = (64, 128)
     reference: bool = False
     checkpointing: bool = False
+    at_a_time: int = 0
+    eight_bit: bool = False
     entropy: bool = False
     rank: int = 0
     dtype: str = "float32"
@@ -116,6 +120,8 @@ class Case:
             tokens=tokens_of(self.size, parts.pixels),
             prompt_tokens=prompt_tokens,
             checkpointing=self.checkpointing,
+            at_a_time=self.at_a_time,
+            eight_bit=self.eight_bit,
             reference=self.reference,
             entropy=self.entropy,
             on_cpu=True,
@@ -130,6 +136,8 @@ CASES = (
     Case("reference", layers=4, hidden=768, intermediate=2048, reference=True, group=4, accumulation=2, checkpointing=True),
     Case("adapters", layers=4, rank=8, images=4096, entropy=True, size=(64, 96)),
     Case("bfloat16", layers=8, dtype="bfloat16"),
+    Case("by layer", layers=12, prompts=2, size=(96, 128), checkpointing=True),
+    Case("by layer and rows", layers=12, hidden=256, intermediate=1024, size=(96, 128), checkpointing=True, at_a_time=4),
 )
 
 
@@ -157,9 +165,13 @@ def two_steps(
         add_adapters(stack.model, rank=case.rank)
     options = {"kl_coef": 0.1 if case.reference else 0.0, "entropy_coef": 0.01 if case.entropy else 0.0}
     settings = TrainerSettings(
-        prompts_per_step=case.prompts, group_size=case.group, accumulation=case.accumulation, trackers=()
+        prompts_per_step=case.prompts,
+        group_size=case.group,
+        accumulation=case.accumulation,
+        optimizer="adamw_8bit" if case.eight_bit else "adamw",
+        trackers=(),
     )
-    policy = StackPolicy(stack, gradient_checkpointing=case.checkpointing)
+    policy = StackPolicy(stack, gradient_checkpointing=case.checkpointing, rows_at_a_time=case.at_a_time or None)
     accelerator = make_accelerator(settings, RunFolder(folder), torch.device("cpu"))
     learner = Learner(policy, build_algorithm("grpo", options), settings, accelerator)
     prompts = [Prompt(id=str(i), text=f"a red sign that says {i}", size=case.size) for i in range(case.prompts)]

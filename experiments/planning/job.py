@@ -49,11 +49,14 @@ class Job:
         prompt_tokens: L, ids of a prompt with its image prefix.
         evaluated: images that one process samples at a time in a held-out evaluation; 0 = there is none.
         guided, tempered, truncated: whether sampling has guidance, another temperature than 1, a truncation.
-        checkpointing: activations of one group at a time (`model.gradient_checkpointing`).
+        checkpointing: only the layers' inputs are kept (`model.gradient_checkpointing`).
+        at_a_time: images of a group that a backward pass keeps anything of at a time (`model.rows_at_a_time`); 0 = all.
         adapters: elements of low-rank adapters and of layers trained in full beside them; 0 = all weights are trained.
         rank: of the adapters.
         adapted: last names of the layers that have adapters.
+        eight_bit: whether AdamW's moments are (`trainer.optimizer=adamw_8bit`).
         reference: whether a KL is measured to a reference.
+        reference_offloaded: it lies in the machine's memory except for its pass (`model.reference_offload`).
         critic, entropy: whether the algorithm wants them.
         decoder_offloaded: the decoder's parts lie in the machine's memory except while each works (its option `offload`).
         on_cpu: whether it runs on the CPU, whose optimizer works tensor by tensor.
@@ -79,10 +82,13 @@ class Job:
     tempered: bool = False
     truncated: bool = False
     checkpointing: bool = False
+    at_a_time: int = 0
     adapters: int = 0
     rank: int = 0
     adapted: tuple[str, ...] = ()
+    eight_bit: bool = False
     reference: bool = False
+    reference_offloaded: bool = False
     critic: bool = False
     entropy: bool = False
     decoder_offloaded: bool = False
@@ -98,6 +104,16 @@ class Job:
         """Groups of one process in one backward pass: its share of the largest piece that `split` makes."""
         piece = math.ceil(math.ceil(self.prompts / self.minibatches) / self.accumulation)
         return math.ceil(piece / self.gpus)
+
+    @property
+    def pieces(self) -> int:
+        """How many times a backward pass goes through the model: for a piece of a group each, or once for all."""
+        return self.micro_groups * math.ceil(self.group / self.at_a_time) if self.at_a_time else 1
+
+    @property
+    def piece(self) -> tuple[int, int]:
+        """Groups and images that are in memory together."""
+        return (1, min(self.group, self.at_a_time)) if self.at_a_time else (self.micro_groups, self.micro_groups * self.group)
 
     @property
     def passes(self) -> int:
@@ -171,10 +187,13 @@ def job_of(
         tempered=sampling.temperature != 1.0,
         truncated=sampling.truncated,
         checkpointing=bool(config["model"]["gradient_checkpointing"]),
+        at_a_time=config["model"].get("rows_at_a_time") or 0,
         adapters=model.adapters(rank, targets, lora.get("full", ())) if lora else 0,
         rank=rank,
         adapted=targets if lora else (),
+        eight_bit=settings.optimizer == "adamw_8bit",
         reference=algorithm.reference is not None,
+        reference_offloaded=bool(config["model"].get("reference_offload", False)),
         critic="values" in algorithm.needs,
         entropy="entropy" in algorithm.needs,
         decoder_offloaded=bool(decoder.get("offload", False)),

@@ -55,17 +55,17 @@ class Memory:
 def memory(job: Job) -> Memory:
     """Resident parts and phases of a job."""
     resident = resident_parts(job)
-    left = gradients(job)
     phases: dict[Phase, dict[str, int]] = {"start": starting(job)}
-    phases["sampling"] = {"gradients": left} | sampling(job)
-    phases["decoding"] = {"gradients": left, "decoding": decoding(job)}
+    phases["sampling"] = sampling(job)
+    phases["decoding"] = {"decoding": decoding(job)}
     if job.decoder_offloaded:
         phases["decoding"]["decoder"] = job.width * max(job.parts.transformer, job.parts.encoders, job.parts.codec)
-    phases["rewards"] = {"gradients": left, "rewards": max((r.bytes for r in job.rewards if r.offloaded), default=0)}
+    phases["rewards"] = {"rewards": max((r.bytes for r in job.rewards if r.offloaded), default=0)}
     if job.reference or job.critic:
-        phases["reference"] = {"gradients": left} | scoring_without_gradients(job)
+        visitor = reference_copy(job) if job.reference_offloaded else 0
+        phases["reference"] = {"reference": visitor} | scoring_without_gradients(job)
     phases["backward"] = backward(job)
-    phases["optimizer"] = {"gradients": left, "optimizer's temporaries": stepping(job)}
+    phases["optimizer"] = {"gradients": gradients(job), "optimizer's temporaries": stepping(job)}
     return Memory({k: v for k, v in resident.items() if v}, {p: {k: v for k, v in x.items() if v} for p, x in phases.items()})
 
 
@@ -75,9 +75,11 @@ def resident_parts(job: Job) -> dict[str, int]:
     weights = b · (all + adapters): a whole copy on every GPU, which samples, is saved, and under `single` and `ddp` is trained.
     divided copy (policies/divided.py) = c · all / n under FSDP2, with adapters
     b · all / n + c · adapters / n; under ZeRO-3 (m + 4) · all / n, with float32 masters.
-    AdamW moments = 2 · trained in the dtype of what is trained (torch), / n where divided, float32 under ZeRO-3.
+    AdamW moments = 2 · trained in the dtype of what is trained (torch), / n where divided, float32 under ZeRO-3; of 8 bits
+    2 · trained · (1 + 4/256), with one float32 for each block of 256.
     ddp buckets = b · trainable: torch's reducer copies gradients into buckets (`gradient_as_bucket_view` is off).
-    reference = b · all: a frozen copy on every GPU, never divided; none with adapters, whose base weights are the reference.
+    reference = b · all: a frozen copy on every GPU, never divided; none with adapters, whose base weights are the reference,
+    nor if it lies in the machine's memory.
     critic = 16 · (h² + 4h + 2): float32 weights, gradients, two moments of its two layers and norm.
     """
     model, b = job.model, job.width
@@ -88,13 +90,18 @@ def resident_parts(job: Job) -> dict[str, int]:
         "divided copy": divided_copy(job),
         "AdamW moments": moments(job),
         "ddp buckets": b * (job.adapters or model.parameters) if job.launch == "ddp" and job.gpus > 1 else 0,
-        "reference": b * model.parameters if job.reference and not job.adapters else 0,
+        "reference": 0 if job.reference_offloaded else reference_copy(job),
         "critic": 16 * (model.hidden**2 + 4 * model.hidden + 2) if job.critic else 0,
         "decoder": decoder,
         "image tokenizer": b * job.parts.tokenizer,
         "rewards": rewards,
         "CUDA": 0 if job.on_cpu else CONTEXT,
     }
+
+
+def reference_copy(job: Job) -> int:
+    """See `resident_parts`."""
+    return job.width * job.model.parameters if job.reference and not job.adapters else 0
 
 
 def divided_copy(job: Job) -> int:
@@ -111,6 +118,8 @@ def divided_copy(job: Job) -> int:
 
 def moments(job: Job) -> int:
     """See `resident_parts`."""
+    if job.eight_bit:
+        return 2 * job.trained * (256 + 4) // 256
     if not job.divided:
         return 2 * job.width * job.trained
     if job.launch == "deepspeed_zero3":
@@ -119,7 +128,7 @@ def moments(job: Job) -> int:
 
 
 def gradients(job: Job) -> int:
-    """Gradients after an optimizer step, which stay until the next one begins: in their parameters' dtype, / n divided."""
+    """Gradients at an optimizer step: in their parameters' dtype, / n divided."""
     if not job.divided:
         return job.width * job.trained
     return trained_width(job) * job.trained // job.gpus
@@ -132,7 +141,8 @@ def starting(job: Job) -> dict[str, int]:
     and the divided copy beside it.
     """
     resident = resident_parts(job)
-    parts = {name: resident[name] for name in ("weights", "decoder", "image tokenizer", "rewards", "reference", "CUDA")}
+    parts = {name: resident[name] for name in ("weights", "decoder", "image tokenizer", "rewards", "CUDA")}
+    parts["reference"] = reference_copy(job)  # copied before it leaves
     if job.divided:
         whole = job.width if job.adapters else trained_width(job)
         parts["divided copy"] = divided_copy(job)
@@ -176,18 +186,22 @@ def decoding(job: Job) -> int:
 
 
 def scoring_without_gradients(job: Job) -> dict[str, int]:
-    """A pass of the reference, or of a critic's features: the groups of a backward pass at once, whatever is recomputed there.
+    """A pass of the reference, or of a critic's features: the groups of a backward pass at once, or the rows of a piece.
 
-    KV cache of all layers, 2 · layers · b · K · d · N · S, and one layer at work: keys and values repeated to H heads, gate and
-    up, what goes in and out: N · (2 · S · H · d + T · (4i + 8h)) · b. Or, after it, b, 4 (where b < 4) and 4 bytes for each
-    of `logits_at_a_time`. A critic's features are float32 N · T · h of the process's whole share.
+    The prompts' keys and values of all layers, 2 · layers · b · K · d · P · L, and one layer at work: its own of all S, the
+    same repeated to H heads, gate and up, what goes in and out: N · (S · (2K + 2H) · d + T · (4i + 8h)) · b. Or, after it, b, 4
+    (where b < 4) and 4 bytes for each of `logits_at_a_time`. A critic's features are float32 N · T · h of the whole share.
     """
     model, b = job.model, job.width
-    rows = job.micro_groups * job.group * (2 if job.guided else 1)
+    groups, images = job.piece if job.reference else (job.micro_groups, job.micro_groups * job.group)
+    rows = images * (2 if job.guided else 1)
     keys = job.prompt_tokens + job.tokens - 1
-    cache = kv_cache(model, b, rows, keys)
-    layer = rows * b * (2 * keys * model.heads * model.head_dim + job.tokens * (4 * model.intermediate + 8 * model.hidden))
-    logits = logits_at_a_time(job, job.micro_groups * job.group) * _logit_bytes(job, b)
+    cache = kv_cache(model, b, groups * (2 if job.guided else 1), job.prompt_tokens)
+    own = 2 * model.kv_heads * model.head_dim
+    layer = (
+        rows * b * (keys * (own + 2 * model.heads * model.head_dim) + job.tokens * (4 * model.intermediate + 8 * model.hidden))
+    )
+    logits = logits_at_a_time(job, images) * _logit_bytes(job, b)
     features = 4 * job.rows * job.tokens * model.hidden if job.critic else 0
     if job.reference and logits > cache + layer:
         return {"logits": logits, "features": features}
@@ -195,24 +209,26 @@ def scoring_without_gradients(job: Job) -> dict[str, int]:
 
 
 def backward(job: Job) -> dict[str, int]:
-    """The fullest moment of a backward pass, of three.
+    """The fullest moment of a backward pass, of four.
 
-    1. The layers' forward is done, its cache still there. 2. The logits' gradient is computed: activations of all layers and
-    `logits`. 3. The gradients are complete, the prompts' activations alone are left, and the largest tensor's gradient is being
-    added. Gradients of earlier passes of the same optimizer step are there from the start.
+    1. The layers' forward is done, the prompts' keys and values still there. 2. The logits' gradient is computed:
+    activations of all layers and `logits`. 3. Where layers are computed again, the last of them is. 4. The gradients are there,
+    the prompts' activations alone are left, and the largest tensor's gradient is being added. Gradients of earlier passes and
+    pieces of the same optimizer step are there from the start.
     """
-    groups = 1 if job.checkpointing else job.micro_groups
-    again = job.passes > 1 or groups < job.micro_groups
-    activations, prompts = scorer_activations(job, groups), prompt_activations(job, groups)
+    groups, rows = job.piece
+    again = job.passes > 1 or job.pieces > 1
+    activations, prompts = scorer_activations(job, groups, rows), prompt_activations(job, groups)
+    layer = layer_at_work(job, rows) if job.checkpointing else 0
     work = autocast_copies(job) + gathered(job)
-    rows = groups * job.group
-    cache = kv_cache(job.model, computed_in(job), rows * (2 if job.guided else 1), job.prompt_tokens + job.tokens - 1)
+    cache = kv_cache(job.model, computed_in(job), groups * (2 if job.guided else 1), job.prompt_tokens)
     before, after = gradients_before(job, again), gradients_after(job)
     features = 4 * job.rows * job.tokens * job.model.hidden if job.critic else 0
     always = {"weights at work": work, "features": features}
     moments_of_pass = (
         {"gradients": before, "activations": activations, "KV cache": cache},
         {"gradients": before, "activations": activations, "logits": logits(job, rows)},
+        {"gradients": before, "activations": activations, "a layer computed again": layer},
         {"gradients": after, "activations": prompts},
     )
     return max(moments_of_pass, key=lambda parts: sum(parts.values())) | always
@@ -251,23 +267,47 @@ def stepping(job: Job) -> int:
     return 2 * job.width * (job.model.largest if not job.adapters else 0) if job.on_cpu else moments(job) // 2
 
 
-def scorer_activations(job: Job, groups: int) -> int:
-    """What autograd keeps of the scorer's forward up to the image head, for so many groups at once.
+def scorer_activations(job: Job, groups: int, images: int) -> int:
+    """What autograd keeps of the scorer's forward up to the image head, for so many images of so many groups at once.
 
     The tokens' pass: N · (T − 1) queries on S keys; the prompts' pass: `prompt_activations`; after the last norm
     N · T · h · (4 + 2m), of which 4 if that norm and the head are frozen.
     """
     model, m = job.model, computed_in(job)
-    rows = groups * job.group * (2 if job.guided else 1)
-    keys = job.prompt_tokens + job.tokens - 1
-    layers = model.layers * layer_activations(job, rows, job.tokens - 1, keys)
+    rows = images * (2 if job.guided else 1)
+    queries, keys = job.tokens - 1, job.prompt_tokens + job.tokens - 1
+    layers = model.layers * _layer(job, rows, queries, keys) + _shared(job, rows, queries, keys)
     return layers + prompt_activations(job, groups) + rows * job.tokens * model.hidden * (4 + (0 if job.adapters else 2 * m))
 
 
 def prompt_activations(job: Job, groups: int) -> int:
     """The same of the prompts, once per group: L queries on L keys."""
     prompts = groups * (2 if job.guided else 1)
-    return job.model.layers * layer_activations(job, prompts, job.prompt_tokens, job.prompt_tokens)
+    length = job.prompt_tokens
+    noted = kv_cache(job.model, computed_in(job), prompts, length) if job.checkpointing else 0
+    return job.model.layers * _layer(job, prompts, length, length) + _shared(job, prompts, length, length) + noted
+
+
+def layer_at_work(job: Job, images: int) -> int:
+    """A layer that is computed again, and its gradients: all that it would have kept, and of its widest moment, the MLP's, the
+    gradients of the product, of the gate before and after its activation, and of what came in: N · T · (3i + 2h) · m."""
+    model, rows, queries = job.model, images * (2 if job.guided else 1), job.tokens - 1
+    gradients = rows * queries * (3 * model.intermediate + 2 * model.hidden) * computed_in(job)
+    return layer_activations(job, rows, queries, job.prompt_tokens + queries) + gradients
+
+
+def _layer(job: Job, rows: int, queries: int, keys: int) -> int:
+    """What autograd keeps of one layer: everything, or its input alone."""
+    if job.checkpointing:
+        return rows * queries * job.model.hidden * computed_in(job)
+    return layer_activations(job, rows, queries, keys)
+
+
+def _shared(job: Job, rows: int, queries: int, keys: int) -> int:
+    """What all layers take besides their input, and is kept once: the mask, a byte for each pair; rotary cosines and sines."""
+    if not job.checkpointing:
+        return 0
+    return rows * queries * (keys + 2 * job.model.head_dim * computed_in(job))
 
 
 def layer_activations(job: Job, rows: int, queries: int, keys: int) -> int:

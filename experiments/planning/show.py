@@ -45,7 +45,7 @@ def headline(job: Job) -> str:
     images = f"{job.prompts} × {job.group} images a step, {job.tokens} tokens each"
     return (
         f"{job.model.parameters / 1e9:.2f} G parameters, {trained}; {images}; {job.launch} on {job.gpus} × {job.gpu.name}; "
-        f"a backward pass takes {1 if job.checkpointing else job.micro_groups} group(s) of a process at a time"
+        f"a backward pass holds {job.piece[1]} images of a process at a time"
     )
 
 

@@ -74,20 +74,20 @@ def scoring_flops(job: Job, rows: int) -> float:
 
 def update_flops(job: Job) -> float:
     """All backward passes of one epoch: forward, twice that backward (once where only adapters are trained), forward again
-    where activations are recomputed. Processes whose share is smaller go through as many groups as the others."""
+    where layers are computed again, and once more where pieces are. Processes whose share is smaller go through as many groups
+    as the others."""
     rows = job.minibatches * job.passes * job.micro_groups * job.group
-    times = 1 + (1 if job.adapters else 2) + (1 if job.checkpointing else 0)
+    times = 1 + (1 if job.adapters else 2) + (1 if job.checkpointing else 0) + (1 if job.at_a_time else 0)
     return times * scoring_flops(job, rows)
 
 
 def gathering_seconds(job: Job) -> float:
-    """Divided weights travel m · all · (n − 1)/n bytes for every forward and backward of every group or pass, and once an
+    """Divided weights travel m · all · (n − 1)/n bytes for every forward and backward of every piece or pass, and once an
     update in full into the model that samples; counted as if nothing went on meanwhile."""
     if not job.divided:
         return 0.0
     share = (job.gpus - 1) / job.gpus
-    groups = job.micro_groups if job.checkpointing else 1
-    passes = job.epochs * job.minibatches * job.passes * groups * (3 if job.checkpointing else 2)
+    passes = job.epochs * job.minibatches * job.passes * job.pieces * (3 if job.at_a_time else 2)
     moved = passes * computed_in(job) * job.model.parameters + trained_width(job) * job.trained
     return share * moved / (BANDWIDTH * job.gpu.link)
 

@@ -1,5 +1,7 @@
 """The stack's model as a policy: scoring tokens again gives what the sampler gave."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -33,10 +35,24 @@ def test_some_groups_scored_alone_equal_their_rows_of_the_whole(stack: Stack, ba
     torch.testing.assert_close(some, whole[[4, 5, 0, 1]], atol=1e-5, rtol=0)
 
 
-def test_gradient_checkpointing_gives_the_same_gradient(stack: Stack, batch: RolloutBatch) -> None:
+@pytest.mark.parametrize("sampling", [PLAIN, GUIDED], ids=["plain", "guided"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient_checkpointing": True},
+        {"rows_at_a_time": 1},
+        {"rows_at_a_time": 3},  # more than a group of two has
+        {"gradient_checkpointing": True, "rows_at_a_time": 1},
+    ],
+    ids=["layers", "rows", "groups", "both"],
+)
+def test_what_is_computed_again_gives_the_same_gradient(
+    stack: Stack, prompts, cheap_reward, options: dict[str, Any], sampling: SamplingConfig
+) -> None:
+    batch = StackPolicy(stack, sampling).rollout(prompts[:3], cheap_reward(), group_size=2, seed=0)
     gradients = []
-    for checkpointing in (False, True):
-        policy = StackPolicy(stack, gradient_checkpointing=checkpointing)
+    for again in ({}, options):
+        policy = StackPolicy(stack, sampling, **again)
         stack.model.zero_grad()
         logprobs = policy.logprobs(TokenBatch.of(batch))[0]
         torch.testing.assert_close(logprobs.detach(), batch.old_logprobs, atol=1e-4, rtol=0)
@@ -45,6 +61,43 @@ def test_gradient_checkpointing_gives_the_same_gradient(stack: Stack, batch: Rol
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_layers_keep_their_inputs_alone_where_they_are_computed_again(stack: Stack, batch: RolloutBatch) -> None:
+    kept = []
+    for checkpointing in (False, True):
+        sizes: list[int] = []
+
+        def note(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            StackPolicy(stack, gradient_checkpointing=checkpointing).logprobs(TokenBatch.of(batch))
+        kept.append(sum(sizes))
+    # what is left: the head's and the norms' share, and the masks of the layers that text passes by
+    assert kept[1] < kept[0] / 3
+
+
+def test_reference_in_the_cpus_memory_says_the_same(stack: Stack, batch: RolloutBatch) -> None:
+    tokens = TokenBatch.of(batch)
+    there, offloaded = StackPolicy(stack), StackPolicy(stack, reference_offload=True)
+    for policy in (there, offloaded):
+        policy.keep_reference()
+        policy.move_reference(0.5)
+    assert torch.equal(offloaded.reference_logprobs(tokens), there.reference_logprobs(tokens))
+    assert {tensor.device.type for tensor in offloaded.reference_tensors().values()} == {"cpu"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_offloaded_reference_visits_the_gpu_and_leaves_it(prompts, cheap_reward) -> None:
+    stack = Stack.tiny_random(seed=0).to("cuda")
+    policy = StackPolicy(stack, reference_offload=True)
+    batch = policy.rollout(prompts[:2], cheap_reward(), group_size=2, seed=0)
+    policy.keep_reference()
+    assert policy.reference_logprobs(TokenBatch.of(batch)).device.type == "cuda"
+    assert {tensor.device.type for tensor in policy.reference_tensors().values()} == {"cpu"}
 
 
 def test_reference_stays_when_the_policy_moves(stack: Stack, batch: RolloutBatch) -> None:

@@ -182,6 +182,7 @@ STATEFUL: dict[str, dict[str, Any]] = {
     "replaced": {"algorithm": {"name": "dapo", "options": {}}, "reward": "dull_for_even"},
     "greedy": {"algorithm": {"name": "remax", "options": {}}},
     "pairs": {"algorithm": {"name": "dpo", "options": {}}},
+    "eight bits": {"trainer__optimizer": "adamw_8bit"},
     "adapters": {"model": {"path": "tiny_random", "lora": {"rank": 2}}, "algorithm__options": {"kl_coef": 0.01}},
 }
 """What keeps something from step to step, or draws more than a step's own prompts."""

@@ -22,6 +22,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm, Qwen2RotaryEmbedding
 
+from .prefix import PromptPass
+
 if TYPE_CHECKING:
     from .incremental import IncrementalSampler
 
@@ -205,11 +207,11 @@ class XOmniForCausalLM(XOmniPreTrainedModel, GenerationMixin):
 
     def image_features(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, group_size: int = 1) -> Tensor:
         """Hidden states [N, T, hidden] that predict each of `tokens`; see `xomni_rl.stack.family.TokenModel`."""
-        cache = DynamicCache(config=self.config)
-        prompt = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=True)
-        hidden = prompt.last_hidden_state[:, -1:].repeat_interleave(group_size, 0)
+        prompts = PromptPass()
+        read = self.model(input_ids, attention_mask, past_key_values=prompts, use_cache=True)
+        hidden = read.last_hidden_state[:, -1:].repeat_interleave(group_size, 0)
         if tokens.shape[1] > 1:
-            cache.batch_repeat_interleave(group_size)
+            cache = prompts.followed_by(group_size)
             seen = attention_mask.repeat_interleave(group_size, 0)
             mask = torch.cat([seen, seen.new_ones(len(tokens), tokens.shape[1] - 1)], 1)
             ids = tokens[:, :-1] + self.config.vocab_size

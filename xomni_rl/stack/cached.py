@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
 from .distribution import SamplingConfig, guide, sampling_logprobs
 from .incremental import check_prompts, with_negative
+from .prefix import PromptPass
 
 
 class CachedTokenModel(nn.Module, ABC):
@@ -58,7 +59,7 @@ class CachedTokenModel(nn.Module, ABC):
     def image_logits(self, features: Tensor) -> Tensor:
         """Logits over the image vocabulary alone: [..., hidden] → [..., V]."""
 
-    def read(self, embedded: Tensor, prompt_mask: Tensor, cache: DynamicCache) -> Tensor:
+    def read(self, embedded: Tensor, prompt_mask: Tensor, cache: Cache) -> Tensor:
         """Runs the body over embeddings [N, t', hidden] that follow what is in the cache; gives hidden states of that shape.
 
         `prompt_mask` [N, L] is the prompts' mask; everything after the prompt counts.
@@ -72,11 +73,11 @@ class CachedTokenModel(nn.Module, ABC):
 
     def image_features(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, group_size: int = 1) -> Tensor:
         """Hidden states [N, T, hidden] that predict each of `tokens` [N, T]."""
-        cache = DynamicCache(config=self.config.get_text_config())
-        last = self.read(self.embed_prompts(input_ids), attention_mask, cache)[:, -1:].repeat_interleave(group_size, 0)
+        prompts = PromptPass()
+        last = self.read(self.embed_prompts(input_ids), attention_mask, prompts)[:, -1:].repeat_interleave(group_size, 0)
         if tokens.shape[1] == 1:
             return last
-        cache.batch_repeat_interleave(group_size)
+        cache = prompts.followed_by(group_size)
         embedded, kept = self.embed_tokens(tokens[:, :-1], 0, input_ids)
         rest = self.read(embedded, attention_mask.repeat_interleave(group_size, 0), cache)
         return torch.cat([last, rest[:, kept]], 1)

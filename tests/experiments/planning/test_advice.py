@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from xomni_rl.experiments.planning.advice import advice, applied, fits, recompute, serve_rewards
+from xomni_rl.experiments.planning.advice import advice, applied, eight_bits, fewer_rows, fits, recompute, serve_rewards
 from xomni_rl.experiments.planning.gpus import GIB, GPUS
 from xomni_rl.experiments.planning.job import Job
 from xomni_rl.experiments.planning.memory import memory
@@ -53,6 +53,23 @@ def test_change_that_another_one_makes_needless_is_left_out(make_job: MakeJob) -
     job = make_job(rewards=(RewardSize("judge", 100 * GIB), RewardSize("clip", 1)))
     changes, _ = advice(with_room(job, memory(replace(job, rewards=())).peak + 10))
     assert [change.override for change in changes] == ["serve the reward judge elsewhere (docs/rewards/served.md)"]
+
+
+def test_as_many_rows_at_a_time_are_advised_as_fit(make_job: MakeJob) -> None:
+    job = make_job(group=16, evaluated=0)
+    job = replace(job, model=replace(job.model, intermediate=4096))  # whose activations are most of it
+    peaks = {rows: memory(replace(job, at_a_time=rows)).peak for rows in (16, 8, 4, 2)}
+    assert sorted(peaks.values(), reverse=True) == list(peaks.values())
+    assert peaks[8] > peaks[4]
+    room = with_room(job, peaks[4] + 1)
+    assert [change.override for change in applied(room, [fewer_rows])[0]] == ["model.rows_at_a_time=4"]
+    assert fits(applied(room, [fewer_rows])[1])
+    assert applied(replace(room, at_a_time=1), [fewer_rows])[0] == []
+
+
+def test_moments_of_eight_bits_are_not_advised_where_weights_are_divided(make_job: MakeJob) -> None:
+    assert [text for text, _ in eight_bits(make_job())] == ["trainer.optimizer=adamw_8bit"]
+    assert list(eight_bits(make_job(launch="fsdp2", gpus=2))) == []
 
 
 def test_ddp_is_told_to_divide_first(make_job: MakeJob) -> None:

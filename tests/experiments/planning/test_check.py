@@ -5,12 +5,23 @@ import pytest
 from xomni_rl.experiments.planning.check import CASES, MEASURED, Case, compare
 
 TOLERANCE = 0.15
-QUICK = [case for case in CASES if case.name in ("vocabulary", "batch", "reference", "adapters")]
+QUICK = [case for case in CASES if case.name in ("vocabulary", "batch", "reference", "adapters", "by layer and rows")]
 """`xomni-rl bench plan` measures the others too."""
 
 
 def test_cases_differ_in_what_memory_depends_on() -> None:
-    for name in ("images", "layers", "hidden", "prompts", "reference", "checkpointing", "accumulation", "rank", "dtype"):
+    for name in (
+        "images",
+        "layers",
+        "hidden",
+        "prompts",
+        "reference",
+        "checkpointing",
+        "at_a_time",
+        "accumulation",
+        "rank",
+        "dtype",
+    ):
         assert len({getattr(case, name) for case in CASES}) > 1, name
 
 

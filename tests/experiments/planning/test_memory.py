@@ -15,9 +15,12 @@ from xomni_rl.experiments.planning.memory import (
     gathered,
     gradients_after,
     gradients_before,
+    layer_activations,
+    layer_at_work,
     logits,
     memory,
     moments,
+    prompt_activations,
     resident_parts,
     sampling,
     scorer_activations,
@@ -65,7 +68,7 @@ def kept_by_autograd(case: Case, prompt_tokens: int) -> int:
 def test_planned_activations_are_what_autograd_keeps(case: Case) -> None:
     job = case.job(12)
     log_probabilities = 4 * case.prompts * case.group * job.tokens * case.images
-    planned = scorer_activations(job, case.prompts) + log_probabilities
+    planned = scorer_activations(job, case.prompts, case.prompts * case.group) + log_probabilities
     assert planned == pytest.approx(kept_by_autograd(case, 12), rel=0.01)
 
 
@@ -131,11 +134,38 @@ def test_reference_is_a_whole_copy_unless_there_are_adapters(make_job: MakeJob) 
     assert "reference" in memory(adapted).phases  # it is still computed
 
 
-def test_recomputing_by_group_keeps_activations_of_one_group(make_job: MakeJob) -> None:
-    together, by_group = backward(make_job()), backward(make_job(checkpointing=True))
-    assert together["activations"] == 2 * by_group["activations"]
-    assert "gradients" in by_group  # those of the group before
+def test_layers_computed_again_keep_their_inputs_and_one_layer_at_work(make_job: MakeJob) -> None:
+    job = make_job(checkpointing=True)
+    rows, queries, prompts, length = 16, 127, 2, job.prompt_tokens
+    inputs = 4 * 64 * (rows * queries + prompts * length)  # float32, hidden size 64
+    shared = rows * queries * (length + queries + 8 * 16) + prompts * length * (length + 8 * 16)  # mask; cosines, sines of 16
+    noted = 2 * job.model.kv_heads * 16 * prompts * length * 4
+    after = rows * 128 * 64 * (4 + 2 * 4)
+    assert scorer_activations(job, 2, 16) == job.model.layers * (inputs + noted) + shared + after
+    assert layer_at_work(job, 16) > layer_activations(job, 16, queries, length + queries)
+    assert scorer_activations(job, 2, 16) < scorer_activations(replace(job, checkpointing=False), 2, 16) / 4
+
+
+def test_rows_at_a_time_keep_what_a_piece_of_a_group_needs(make_job: MakeJob) -> None:
+    together, rows = backward(make_job()), backward(make_job(at_a_time=4))
+    prompts = prompt_activations(make_job(), 1)
+    # 4 images of one group instead of 8 of two
+    assert rows["activations"] - prompts == (together["activations"] - 2 * prompts) // 4
+    assert rows["gradients"] > 0  # those of the piece before
     assert together["gradients"] == 0
+    assert (make_job(at_a_time=3).pieces, make_job(at_a_time=3).piece) == (2 * 3, (1, 3))  # 3 + 3 + 2 images, two groups
+
+
+def test_moments_of_eight_bits_take_a_byte_and_a_scale_for_each_block(make_job: MakeJob) -> None:
+    job = make_job(eight_bit=True)
+    assert moments(job) == 2 * job.trained * 260 // 256
+
+
+def test_offloaded_reference_is_there_for_its_pass_alone(make_job: MakeJob) -> None:
+    plan = memory(make_job(reference=True, reference_offloaded=True))
+    assert "reference" not in plan.resident
+    assert plan.phases["reference"]["reference"] == plan.resident["weights"]
+    assert plan.phases["start"]["reference"] == plan.resident["weights"]  # it is copied before it leaves
 
 
 def test_logits_are_held_in_pieces_of_whole_tokens(make_job: MakeJob) -> None:

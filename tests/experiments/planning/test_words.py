@@ -51,16 +51,19 @@ def test_published_sizes_count_where_no_checkpoint_lies() -> None:
     job = planned(PAPER)
     assert job.model == full_size_model()
     assert (job.launch, job.gpus, job.width, job.mixed, job.checkpointing) == ("fsdp2", 8, 2, True, True)
-    assert (job.prompts, job.group, job.accumulation) == (32, 16, 8)  # of trainer=paper
+    assert (job.prompts, job.group, job.accumulation) == (32, 16, 1)  # of trainer=paper
+    assert (job.at_a_time, job.decoder_offloaded) == (4, True)
     assert job.tokens == (1152 // 16) ** 2
 
 
 def test_process_has_its_share_of_prompts_and_of_a_pass() -> None:
     job = planned(PAPER)
     assert job.rows == 32 // 8 * 16
-    # 32 groups in 8 pieces of 4, shared by 8 processes: a process has one group, and half of them repeat another's.
-    assert (job.micro_groups, job.passes) == (1, 8)
-    assert planned([*PAPER, "trainer.accumulation=1"]).micro_groups == 4
+    assert (job.micro_groups, job.passes) == (32 // 8, 1)
+    assert job.pieces == 4 * 16 // 4  # four images of a group at a time
+    # 32 groups in 8 passes of 4, shared by 8 processes: a process has one group, and half of them repeat another's.
+    many = planned([*PAPER, "trainer.accumulation=8"])
+    assert (many.micro_groups, many.passes) == (1, 8)
     assert job.evaluated == 64 // 8
 
 
