@@ -23,7 +23,7 @@ from xomni_rl.experiments.scoring.scorers import Components, Scored, build_score
 FORMAT = 1
 
 
-def fingerprint(components: Components, batch_size: int, items: Sequence[Item]) -> dict[str, Any]:
+def fingerprint(components: Components, batch_size: int, threads: int, items: Sequence[Item]) -> dict[str, Any]:
     """What decides the scores: rewards with version and options, batches, prompts, and names, sizes and times of the files.
 
     Raises: ScoringError for a file that is gone.
@@ -42,6 +42,7 @@ def fingerprint(components: Components, batch_size: int, items: Sequence[Item]) 
         "format": FORMAT,
         "rewards": {name: {**entry, "version": versions[name]} for name, entry in components.items()},
         "batch size": batch_size,
+        "threads": threads,
         "prompts": prompts.hexdigest(),
         "images": images.hexdigest(),
     }

@@ -21,7 +21,7 @@ from xomni_rl.experiments.scoring.scorers import Components, build_scorers, comp
 from xomni_rl.experiments.scoring.show import print_summary, progress
 from xomni_rl.experiments.scoring.summary import Summary, summarise
 from xomni_rl.experiments.scoring.table import OUTPUT_SUFFIXES, columns_of, rows_of, write_table
-from xomni_rl.experiments.scoring.workers import Task, in_this_process, in_workers
+from xomni_rl.experiments.scoring.workers import Task, arithmetic_threads, in_this_process, in_workers
 
 Folders = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
@@ -37,6 +37,7 @@ class Options:
         recursive: look through folders inside; None = only if no image lies in the folder itself.
         batch_size: images per call of a reward, and per piece that is kept.
         workers: processes; 1 = this one.
+        threads: of the arithmetic in each of them; the last bits of a model's scores can depend on it, on `workers` never.
         restart: throw away what an interrupted run has kept.
         gallery: page of HTML to write; None = none.
         seed: of the bootstraps.
@@ -49,12 +50,13 @@ class Options:
     recursive: bool | None = None
     batch_size: int = 32
     workers: int = 1
+    threads: int = 1
     restart: bool = False
     gallery: str | Path | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "workers"):
+        for name in ("batch_size", "workers", "threads"):
             if getattr(self, name) < 1:
                 raise ScoringError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -118,9 +120,9 @@ def score_folder(
     scorers = build_scorers(components)
     items = _matched(_named(images), prompts, how, console)
     tasks = [items[start : start + how.batch_size] for start in range(0, len(items), how.batch_size)]
-    parts = Parts(out, fingerprint(components, how.batch_size, items), len(tasks), restart=how.restart)
+    parts = Parts(out, fingerprint(components, how.batch_size, how.threads, items), len(tasks), restart=how.restart)
     try:
-        _score_missing(components, tasks, parts, how.workers, console)
+        _score_missing(components, tasks, parts, how, console)
         columns = columns_of(items, parts)
         _write(out, parts, items, columns)
         better = {name: scorer.parts[0].reward.higher_is_better for name, scorer in scorers.items()}
@@ -183,7 +185,7 @@ def _how_matched(folder: Path, match: Match) -> str:
 
 
 def _score_missing(
-    components: Components, tasks: Sequence[Sequence[Item]], parts: Parts, workers: int, console: Console | None
+    components: Components, tasks: Sequence[Sequence[Item]], parts: Parts, how: Options, console: Console | None
 ) -> None:
     """Scores the batches that are not there yet."""
     finished = parts.finished()
@@ -192,13 +194,15 @@ def _score_missing(
     if done and console is not None:
         console.print(f"going on: {done} of {total} images were scored before", highlight=False)
     missing: Iterator[Task] = (Task(parts.path(i), items) for i, items in enumerate(tasks) if i not in finished)
-    count = min(workers, len(tasks) - len(finished))
+    count = min(how.workers, len(tasks) - len(finished))
 
     def warn(text: str) -> None:
         (console or Console(stderr=True)).print(text, markup=False, style="yellow", soft_wrap=True)
 
-    with progress(console, total, done) as advance:
-        for images in in_this_process(components, missing) if count <= 1 else in_workers(components, missing, count, warn):
+    with progress(console, total, done) as advance, arithmetic_threads(how.threads):
+        alone = count <= 1
+        kept = in_this_process(components, missing) if alone else in_workers(components, missing, count, how.threads, warn)
+        for images in kept:
             advance(images)
 
 

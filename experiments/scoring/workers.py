@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,20 +43,23 @@ def in_this_process(components: Components, tasks: Iterator[Task]) -> Iterator[i
         yield len(task.items)
 
 
-def in_workers(components: Components, tasks: Iterator[Task], workers: int, warn: Callable[[str], None]) -> Iterator[int]:
+def in_workers(
+    components: Components, tasks: Iterator[Task], workers: int, threads: int, warn: Callable[[str], None]
+) -> Iterator[int]:
     """Scores batches in processes; yields the number of images of each once it is kept, in no order.
 
     Args:
         components: built anew in every process.
         tasks: the batches; taken as processes become free.
         workers: processes, each with its share of the cores.
+        threads: of each process's arithmetic.
         warn: told when a process dies.
     Raises: ScoringError if a batch's process dies twice, or with the sentence of a process's own error.
     """
     cores = usable_cores()
     share = max(1, len(cores) // workers)
     slices = [cores[(share * n) % len(cores) :][:share] for n in range(workers)]
-    pool = [_Worker(components, each) for each in slices]
+    pool = [_Worker(components, each, threads) for each in slices]
     retried: set[Path] = set()
     try:
         for worker in pool:
@@ -77,11 +81,29 @@ def in_workers(components: Components, tasks: Iterator[Task], workers: int, warn
                     )
                 retried.add(task.path)
                 warn(f"a process died ({cause}); its images are scored again by a new one")
-                pool[pool.index(worker)] = fresh = _Worker(components, worker.cores)
+                pool[pool.index(worker)] = fresh = _Worker(components, worker.cores, threads)
                 fresh.take(task)
     finally:
         for worker in pool:
             worker.stop()
+
+
+@contextmanager
+def arithmetic_threads(count: int) -> Iterator[None]:
+    """So many threads for torch's arithmetic in this process, whether torch is loaded already or inside.
+
+    The last bits of a sum depend on how many threads it is divided among, and a table must not depend on who made it.
+    """
+    given = "OMP_NUM_THREADS" in os.environ
+    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    with _environment(dict.fromkeys(THREAD_VARIABLES, str(count))):
+        if before is not None and not given:
+            sys.modules["torch"].set_num_threads(count)
+        try:
+            yield
+        finally:
+            if "torch" in sys.modules and not given:
+                sys.modules["torch"].set_num_threads(before or len(usable_cores()))
 
 
 def usable_cores() -> list[int]:
@@ -96,12 +118,12 @@ class _Worker:
 
     process: BaseProcess
 
-    def __init__(self, components: Components, cores: Sequence[int]) -> None:
+    def __init__(self, components: Components, cores: Sequence[int], threads: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.cores = cores
         self.task: Task | None = None
         self.connection, theirs = context.Pipe()
-        with _environment(dict.fromkeys(THREAD_VARIABLES, str(len(cores)))):
+        with _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))):
             self.process = context.Process(target=_work, args=(theirs, components, cores), daemon=True)
             self.process.start()
         theirs.close()

@@ -178,3 +178,14 @@ def test_large_run_killed_three_times_gives_the_bytes_of_one_left_alone(tmp_path
     for kept_batches, least in zip(figures["kills"], (4, 10, 16), strict=True):  # a fifth, half and four fifths of 20
         assert least <= kept_batches <= 20
     assert 1 <= figures["ratio"] < 2
+
+
+def test_model_gives_the_same_bytes_in_one_process_and_in_two(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    scored(images, "clip", "one.csv", options={"clip": {"model": "embedded"}}, batch_size=5)
+    assert torch.get_num_threads() == threads
+    scored(images, "clip", "two.csv", options={"clip": {"model": "embedded"}}, batch_size=5, workers=2)
+    assert Path("one.csv").read_bytes() == Path("two.csv").read_bytes()
