@@ -72,7 +72,7 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
 
 def figures(run: Path) -> list[dict[str, float]]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name != "time"} for line in lines]
+    return [{name: value for name, value in json.loads(line).items() if name not in ("time", "memory")} for line in lines]
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
@@ -109,12 +109,27 @@ def test_process_without_a_prompt_takes_part(starter: Starter, changed: Callable
     assert_same_run(starter.run(changed(run=f"{one}_three"), 3), one)  # two prompts a step
 
 
-def test_weights_divided_by_fsdp2_give_the_same_run_and_go_on(starter: Starter, changed: Callable[..., dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    "again",
+    [{}, {"model__gradient_checkpointing": True, "model__rows_at_a_time": 1}],
+    ids=["everything kept", "layers and rows computed again"],
+)
+def test_weights_divided_by_fsdp2_give_the_same_run_and_go_on(
+    again: dict[str, Any], starter: Starter, changed: Callable[..., dict[str, Any]]
+) -> None:
     one = starter.run(changed(), 1)
-    divided = changed(run=f"{one}_divided")
+    divided = changed(run=f"{one}_divided", **again)
     starter.run(divided | {"trainer": divided["trainer"] | {"steps": 2}}, 2, divided=True)
     assert json.loads((Path(divided["run"]) / "manifest.json").read_text())["parallel"] == "FSDP"
     assert_same_run(starter.run(divided | {"resume": divided["run"]}, 2, divided=True), one)
+
+
+def test_moments_of_one_byte_are_refused_where_weights_are_divided(
+    starter: Starter, changed: Callable[..., dict[str, Any]]
+) -> None:
+    starter.begin(changed(trainer__optimizer="adamw_8bit"), 2, divided=True)
+    assert starter.end() == [1, 1]
+    assert "trainer.optimizer=adamw_8bit cannot be divided" in (starter.folder / "0").read_text()
 
 
 def test_others_end_when_a_process_is_killed_and_the_run_goes_on(
