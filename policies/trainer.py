@@ -27,6 +27,7 @@ from xomni_rl.policies.collect import Collector, suitable_algorithm
 from xomni_rl.policies.curriculum import PassRates
 from xomni_rl.policies.distributed import PeerError, Team
 from xomni_rl.policies.evaluation import evaluate
+from xomni_rl.policies.memory import peak_memory
 from xomni_rl.policies.policy import ImagePolicy
 from xomni_rl.policies.progress import Display
 from xomni_rl.policies.records import (
@@ -221,16 +222,16 @@ class Trainer:
 
     def _log(self, step: int, metrics: Mapping[str, float], times: dict[str, float]) -> None:
         """One line of metrics.jsonl, the trackers, the display; closes the step's account of time."""
-        now = time.perf_counter()
-        total = now - self._mark
-        self._mark = now  # what follows in this step is on the next one's account
-        times = times | {"other": total - sum(times.values()), "total": total}
-        for part, seconds in times.items():
+        total = self._elapsed(self._mark)
+        self._mark += total  # what follows in this step is on the next one's account
+        for part, seconds in (times := times | {"other": total - sum(times.values()), "total": total}).items():
             self.progress.seconds[part] = self.progress.seconds.get(part, 0.0) + seconds
         row = finite(metrics)
-        self._append(self.folder.metrics, {"step": step, **row, "time": times})
-        self.accelerator.log(row | {f"time/{part}": seconds for part, seconds in times.items()}, step=step)
-        self.display.show(step, row, self.progress.train_seconds, step)
+        costs = {f"time/{part}": seconds for part, seconds in times.items()} | {"memory/peak_gib": peak_memory()}
+        memory = {"peak_gib": costs["memory/peak_gib"]}
+        self._append(self.folder.metrics, {"step": step, **row, "time": times, "memory": memory})
+        self.accelerator.log(row | costs, step=step)
+        self.display.show(step, row | costs, self.progress.train_seconds, step)
 
     def _raise_alarms(self, step: int, metrics: Mapping[str, float]) -> tuple[dict[str, float], str | None]:
         """The metrics `alarm/…`, and why training is to go back to a checkpoint, if it is."""

@@ -16,7 +16,15 @@ import pyarrow.parquet as pq
 
 from xomni_rl.experiments.ablation import statistics
 from xomni_rl.experiments.ablation.statistics import Estimate
-from xomni_rl.experiments.report.data import PREFERRED_HEADLINES, ReportError, read_json, read_metrics, read_yaml, step_files
+from xomni_rl.experiments.report.data import (
+    PREFERRED_HEADLINES,
+    ReportError,
+    lower_is_better,
+    read_json,
+    read_metrics,
+    read_yaml,
+    step_files,
+)
 
 AXES = ("step", "seconds", "samples")
 """What a curve may be drawn against: training steps, seconds of training, images generated for training."""
@@ -121,7 +129,7 @@ def load_run(folder: Path) -> Run:
         summary=read_json(folder / "summary.json"),
         metrics=read_metrics(folder / "metrics.jsonl"),
         tables={step: heldout_table(path) for step, path in files.items()},
-        lower_is_better=_lower_is_better(read_json(folder / "reward_checks.json")),
+        lower_is_better=lower_is_better(read_json(folder / "reward_checks.json")),
     )
 
 
@@ -202,13 +210,3 @@ def curve(runs: Sequence[Run], metric: str, prompts: pd.Index) -> list[Point]:
         )
         for chosen in steps
     ]
-
-
-def _lower_is_better(checks: Mapping[str, Any]) -> frozenset[str]:
-    """From the calibration scores [good image, worthless image]; the evaluation's own rewards come after, and win."""
-    found = {}
-    for name, check in checks.items():
-        scores = (check or {}).get("scores")
-        if scores and None not in scores:
-            found[name.removeprefix("evaluation/")] = scores[0] < scores[1]
-    return frozenset(name for name, lower in found.items() if lower)

@@ -94,6 +94,7 @@ class RunData:
     rollouts: list[Sample]
     rollout_step: int | None
     alarms: list[AlarmCount]
+    lower_is_better: frozenset[str] = frozenset()  # components whose good calibration image scored below the worthless one
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -132,6 +133,7 @@ def read_run(folder: Path) -> RunData:
         rollouts=read_samples(rollout_files[-1][1], notes) if rollout_files else [],
         rollout_step=rollout_files[-1][0] if rollout_files else None,
         alarms=count_alarms(read_lines(folder / "alarms.jsonl")),
+        lower_is_better=lower_is_better(read_json(folder / "reward_checks.json")),
         notes=notes,
     )
 
@@ -262,6 +264,16 @@ def count_alarms(rows: list[dict[str, Any]]) -> list[AlarmCount]:
         AlarmCount(name, len(found), found[0].get("step"), found[-1].get("step"), str(found[-1].get("message", "")))
         for name, found in grouped.items()
     ]
+
+
+def lower_is_better(checks: Mapping[str, Any]) -> frozenset[str]:
+    """From the calibration scores [good image, worthless image]; the evaluation's own rewards come after, and win."""
+    found = {}
+    for name, check in checks.items():
+        scores = (check or {}).get("scores")
+        if scores and None not in scores:
+            found[name.removeprefix("evaluation/")] = scores[0] < scores[1]
+    return frozenset(name for name, lower in found.items() if lower)
 
 
 def read_json(path: Path) -> dict[str, Any]:

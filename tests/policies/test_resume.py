@@ -34,8 +34,9 @@ def start(config: dict[str, Any]) -> TrainSummary:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without wall-clock figures."""
-    return [{key: value for key, value in row.items() if key != "time"} for row in read_rows(folder / "metrics.jsonl")]
+    """metrics.jsonl without wall-clock figures and memory."""
+    measured = ("time", "memory")
+    return [{key: value for key, value in row.items() if key not in measured} for row in read_rows(folder / "metrics.jsonl")]
 
 
 def tables(folder: Path) -> dict[str, Any]:

@@ -86,6 +86,13 @@ def test_parts_of_a_steps_time_add_up(run, config: dict[str, Any]) -> None:
     assert summary.train_seconds == pytest.approx(summary.seconds["total"] - summary.seconds["heldout"])
 
 
+def test_peak_memory_is_recorded_and_never_falls(run, config: dict[str, Any]) -> None:
+    run(config)
+    peaks = [row["memory"]["peak_gib"] for row in rows(config)[1:]]
+    assert peaks == sorted(peaks)
+    assert 0.05 < peaks[0] < 64.0  # torch alone is more than 50 MiB
+
+
 def test_accumulated_gradient_equals_that_of_the_whole_batch(run, changed: Change) -> None:
     figures = []
     for folder, accumulation in (("whole", 1), ("parts", 2)):

@@ -76,7 +76,7 @@ def rows(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def without_time(config: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "time"} for row in rows(config)]
+    return [{key: value for key, value in row.items() if key not in ("time", "memory")} for row in rows(config)]
 
 
 def start_training(config: dict[str, Any]) -> Any:
