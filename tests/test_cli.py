@@ -26,7 +26,20 @@ from xomni_rl.stack.stack import Stack
 ROOT = Path(__file__).parents[1]
 ALGORITHMS = ["batch", "best_of_n", "cispo", "clip_cov", "dapo", "dpo", "dr_grpo", "gdpo", "gmpo", "grpo", "gspo", "gspo_token"]
 ALGORITHMS += ["kl_cov", "opo", "pass_at_k", "ppo", "reinforce", "reinforce_pp", "remax", "rloo", "sapo"]
-COMMANDS = ["train", "ablate", "compare", "generate", "chat", "score", "pretrain", "bench", "audit", "list", "doctor"]
+COMMANDS = [
+    "train",
+    "ablate",
+    "compare",
+    "generate",
+    "chat",
+    "score",
+    "evaluate",
+    "pretrain",
+    "bench",
+    "audit",
+    "list",
+    "doctor",
+]
 
 
 def invoke(*arguments: str, stdin: str | None = None) -> Result:
@@ -108,7 +121,7 @@ def test_list_without_a_kind_prints_all_kinds_each_entry_with_an_existing_file(m
     monkeypatch.chdir(ROOT)
     lines = invoke("list").stdout.splitlines()
     headings = [line for line in lines if line and not line.startswith(" ")]
-    assert headings == ["rewards", "algorithms", "prompts", "configs", "benchmarks"]
+    assert headings == ["rewards", "algorithms", "prompts", "configs", "suites", "benchmarks"]
     entries = [re.fullmatch(r"  (\S+) +(\S+)  +(\S.*)", line) for line in lines if line.startswith(" ")]
     assert all(entry and (ROOT / entry.group(2)).is_file() for entry in entries)
     names = {entry.group(1) for entry in entries if entry}

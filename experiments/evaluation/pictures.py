@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -165,7 +164,6 @@ def _is_whole(path: Path, key: str) -> bool:
 def _save(image: np.ndarray, path: Path, key: str) -> None:
     texts = PngImagePlugin.PngInfo()
     texts.add_text(KEY, key)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as beside:
-        written = Path(beside) / path.name
-        Image.fromarray(image).save(written, format="PNG", pnginfo=texts)
-        os.replace(written, path)
+    beside = path.with_name(f".{path.name}.writing")  # one name, so that what a kill leaves is taken up the next time
+    Image.fromarray(image).save(beside, format="PNG", pnginfo=texts)
+    os.replace(beside, path)

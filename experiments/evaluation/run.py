@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -166,7 +165,7 @@ def _score_missing(
         elif key not in journal.rows:
             try:
                 images[index] = suite.read(load_image(file), sample.number)
-            except (ImageFileError, OSError) as error:
+            except (ImageFileError, EvaluationError, OSError) as error:
                 broken[index] = {"error": str(error)}
     if images:
         scored = suite.score(list(images.values()), [batch[index][0] for index in images])
@@ -207,10 +206,8 @@ def _progress(console: Console | None, title: str, total: int) -> Iterator[Calla
 def _write(table: pd.DataFrame, summary: Mapping[str, Any], out: Path) -> None:
     """Writes beside and renames, so that whoever reads sees the old files or the whole new ones."""
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".writing.") as folder:
-        beside = Path(folder)
-        table.to_parquet(beside / "samples.parquet", index=False)
-        text = json.dumps(summary, indent=2, ensure_ascii=False, default=str)
-        (beside / "summary.json").write_text(f"{text}\n", encoding="utf-8")
-        for name in ("samples.parquet", "summary.json"):
-            os.replace(beside / name, out / name)
+    parquet, text = (out / f".{name}.writing" for name in ("samples.parquet", "summary.json"))
+    table.to_parquet(parquet, index=False)
+    text.write_text(json.dumps(summary, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    os.replace(parquet, out / "samples.parquet")
+    os.replace(text, out / "summary.json")

@@ -55,6 +55,17 @@ def test_alignment_is_what_the_judge_says_after_dependencies(tmp_path: Path, dra
             )
 
 
+def test_grid_of_odd_sides_fails_its_pictures_alone(tmp_path: Path, drawing: Drawing):
+    (tmp_path / "images" / "anime").mkdir(parents=True)
+    for name in ("000", "001"):
+        Image.fromarray(np.zeros((57, 56, 3), dtype=np.uint8)).save(tmp_path / "images" / "anime" / f"{name}.png")
+    file, folder = question_file(tmp_path), str(tmp_path / "images")
+    with JudgeServer(write_tiny_vlm(tmp_path / "judge")) as server:
+        suite = build_suite("oneig", {"vlm": {**SERVED, "url": server.url}, "grid": True})
+        found = evaluate(suite, {"m": folder}, tmp_path / "out", drawing, lambda place: place, prompts=file)
+    assert found.table["error"].str.contains("a grid holds 2×2 pictures of one size").all()
+
+
 def test_stack_is_refused_because_there_are_no_prompts(tmp_path: Path, drawing: Drawing):
     suite = build_suite("oneig", {"vlm": SERVED})
     with pytest.raises(EvaluationError, match="its files hold no prompts, so embedded can't draw them"):

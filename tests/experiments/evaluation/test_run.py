@@ -171,6 +171,13 @@ def test_breakdown_adds_up_to_the_whole(tmp_path: Path, suite: Suite, drawing: D
     assert sum(cells["images"]["exact"]["scored"] for cells in by_colour.values()) == COUNT
 
 
+def test_what_a_kill_leaves_is_taken_up(tmp_path: Path, suite: Suite, drawing: Drawing, stack: Stack):
+    samples = samples_of(suite, suite.prompts(None)[:1], 1)
+    (tmp_path / f".{samples[0].names[0]}.png.writing").write_bytes(b"half an image")
+    draw_images(stack, samples, tmp_path, drawing)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{samples[0].names[0]}.png"]
+
+
 def test_written_files_hold_what_was_found(tmp_path: Path, suite: Suite, drawing: Drawing, rendered: Callable):
     found = of_folder(suite, rendered(suite, suite.prompts(None), 1, tmp_path / "good", as_asked), tmp_path / "out", drawing)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "samples.parquet"), found.table)
