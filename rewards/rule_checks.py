@@ -28,8 +28,8 @@ _POSITION_THRESHOLD = 0.1
 _OBJECT_KEYS = ("class", "count", "color", "position", "exclude")
 _BACKGROUND_KEYS = ("kind", "colour", "rgb")
 _LINES_KEYS = ("kind", "count")
-KINDS = ("background", "lines", "object")
-"""Kinds of checks; GenEval's rows, which name a class instead, are of kind object."""
+KINDS = ("background", "lines")
+"""Kinds of checks that need no detector."""
 
 
 class CheckError(ValueError):
@@ -119,7 +119,7 @@ def parse_checks(checks: Sequence[Mapping[str, Any]]) -> list[Check]:
 
 
 def kind_of(check: Check) -> str:
-    """One of `KINDS`."""
+    """One of `KINDS`, or object."""
     return {BackgroundCheck: "background", LinesCheck: "lines", ObjectCheck: "object"}[type(check)]
 
 
@@ -250,7 +250,7 @@ def _parse_pixel_check(check: Mapping[str, Any]) -> PixelCheck:
     if check["kind"] == "background":
         return _parse_background(check)
     if check["kind"] != "lines":
-        raise CheckError(unknown_name("kind", str(check["kind"]), ["background", "lines"]))
+        raise CheckError(unknown_name("kind", str(check["kind"]), KINDS))
     _refuse_unknown(check, _LINES_KEYS)
     count = check.get("count")
     if type(count) is not int or count < 0:

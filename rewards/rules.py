@@ -25,6 +25,7 @@ Source      GenEval, arXiv:2310.11513. Departs from it: boxes of RT-DETR or anot
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class RulesReward(Reward):
         colour_weights: its weights; None = the folder's own.
         device, dtype, offload: see `Placement`; of both models.
         batch_size: images per forward pass.
-        kinds: the kinds of checks that count: background, lines, object; None = all.
+        kinds: the checks that count: background, lines or both; None = all, those of objects too.
     Raises: ValueError for an unknown mode, kind or dtype, or numbers out of range.
     """
 
@@ -99,10 +100,10 @@ class RulesReward(Reward):
         batch_size: int = 32,
         kinds: Sequence[str] | None = None,
     ) -> None:
-        for kind in KINDS if kinds is None else kinds:
+        for kind in kinds or ():
             if kind not in KINDS:
                 raise ValueError(unknown_name("kind", str(kind), KINDS))
-        self.kinds = frozenset(KINDS if kinds is None else kinds)
+        self.kinds = frozenset((*KINDS, "object") if kinds is None else kinds)
         if mode not in MODES:
             raise ValueError(unknown_name("mode", str(mode), MODES))
         counting_threshold = threshold if counting_threshold is None else counting_threshold
@@ -162,11 +163,12 @@ class RulesReward(Reward):
         return detector + (self.colours.files() if self.colours is not None else ())
 
     def self_check(self) -> tuple[np.ndarray, np.ndarray, Prompt]:
-        """A blue sign, and a red one, where a blue one is asked for."""
+        """A blue sign with one line, and an empty red one, where the first is asked for."""
         from xomni_rl.prompt_sets.signs import render_sign, sign_prompt
 
         prompt = sign_prompt("K7AX", "blue", 'a {colour} sign that says "{text}"', "self-check")
-        return render_sign("K7AX", "blue"), render_sign("K7AX", "red"), prompt
+        prompt = replace(prompt, checks=(*prompt.checks, {"kind": "lines", "count": 1}))
+        return render_sign("K7AX", "blue"), render_sign("", "red"), prompt
 
     @classmethod
     def write_tiny(cls, folder: Path) -> dict[str, Any]:

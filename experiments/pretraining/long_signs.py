@@ -27,6 +27,8 @@ from .recipe import claim, finish
 
 LONG = Stage("ar-long", 420, batch=12, learning_rate=1.5e-3, weight_decay=0.01, beta2=0.98, save_every=100)
 """Its batch counts the signs of each size."""
+FINISH_LONG = Stage("ar-long-finish", 300, batch=12, learning_rate=1e-3, weight_decay=0.01, beta2=0.98, save_every=100)
+"""A second, lower cycle over the same model."""
 DEFAULT_SIZE = SIZES["wide"]
 
 
@@ -46,21 +48,22 @@ def pretrain_long(
     Raises: StackError if `out` holds the work of another seed or recipe.
     """
     out, console = Path(out), console or Console()
-    stage = replace(LONG, steps=6, batch=4, save_every=4) if quick else LONG
+    stages = [replace(s, steps=6, batch=4, save_every=4) if quick else s for s in (LONG, FINISH_LONG)]
     work = out / "pretraining"
     work.mkdir(parents=True, exist_ok=True)
-    claim(work / "recipe.json", {"seed": seed, "stages": [vars(stage)]})
+    claim(work / "recipe.json", {"seed": seed, "stages": [vars(s) for s in stages]})
     started = time.monotonic()
     stack = Stack.from_pretrained("embedded")
     stack.default_size = DEFAULT_SIZE
-    if (work / stage.name).exists():
-        stack.model.load_state_dict(XOmniForCausalLM.from_pretrained(work / stage.name).state_dict())
-    else:
+    for stage in stages:
+        if (work / stage.name).exists():
+            stack.model.load_state_dict(XOmniForCausalLM.from_pretrained(work / stage.name).state_dict())
+            continue
         train_long(stage, seed, stack, work / f"{stage.name}.safetensors", console)
         finish(work / stage.name, stack.model)
     stack.save_pretrained(out)
     card = evaluate_long_stack(stack, count=figures, console=console)
-    write_long_card(out / "README.md", card, seed, stage, time.monotonic() - started)
+    write_long_card(out / "README.md", card, seed, stages, time.monotonic() - started)
     shutil.rmtree(work)
     return Stack.from_pretrained(out)
 

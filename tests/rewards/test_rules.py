@@ -106,7 +106,7 @@ def test_half_of_the_checks(mode: str, expected: float) -> None:
     assert {name: values.tolist() for name, values in result.metrics.items()} == {"share": [0.5], "all": [0.0]}
 
 
-@pytest.mark.parametrize(("kinds", "expected"), [(["background"], 0.0), (["lines"], 1.0), (None, 0.5), (["object"], np.nan)])
+@pytest.mark.parametrize(("kinds", "expected"), [(["background"], 0.0), (["lines"], 1.0), (None, 0.5), ([], np.nan)])
 def test_kinds_say_which_checks_count(kinds: list[str] | None, expected: float) -> None:
     prompt = asking(background("blue"), {"kind": "lines", "count": 1})
     scores = RulesReward(kinds=kinds)([render_sign("K7AX", "red")], [prompt]).scores

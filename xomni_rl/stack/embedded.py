@@ -1,11 +1,9 @@
-"""The embedded stacks: where their weights lie, and sizes; the same classes as the full model, for two CPU cores."""
+"""Sizes of the embedded stack: the same classes as the full model, small enough for two CPU cores."""
 
 from __future__ import annotations
 
 from typing import Any
 
-WEIGHTS = {"embedded": "signs", "embedded_long": "signs_long"}
-"""Name of a stack that comes with the package → its folder in `xomni_rl.weights`."""
 VOCAB_SIZE = 384
 IMAGE_VOCAB_SIZE = 512
 TOKEN_SIZE = 8

@@ -91,8 +91,8 @@ class Stack:
         """Loads a stack.
 
         Args:
-            source: "embedded", or "embedded_long" for larger signs; a folder written by `save_pretrained` or by
-                `xomni-rl pretrain`; or a published X-Omni checkpoint's folder.
+            source: "embedded"; a folder written by `save_pretrained` or by `xomni-rl pretrain`; or a published X-Omni
+                checkpoint's folder.
             device: where the parts go.
             dtype: of the parts' weights.
             flux: FLUX.1-dev's folder, for a published checkpoint: its VAE and text encoders are used.
@@ -100,9 +100,9 @@ class Stack:
                 in main memory and go to the device in turns).
         Raises: StackError naming the folder and what is missing or damaged.
         """
-        if shipped := embedded.WEIGHTS.get(str(source)):
-            with as_file(files("xomni_rl.weights")) as folder:
-                return cls._load(folder / shipped, str(source)).to(device, dtype)
+        if str(source) == "embedded":
+            with as_file(files("xomni_rl.weights") / "signs") as folder:
+                return cls._load(folder, "embedded").to(device, dtype)
         if is_published(Path(source)):
             return cls._load_published(Path(source), flux, torch.device(device), dtype, dict(decoder or {}))
         return cls._load(Path(source), str(source)).to(device, dtype)
@@ -126,20 +126,18 @@ class Stack:
     @classmethod
     def _load(cls, folder: Path, name: str) -> Stack:
         description = read_description(folder)
-        pixels = folder / str(description.get("pixels", "."))  # another stack's folder, whose image tokenizer and decoder count
-        needed = ["vision/model.safetensors", "projector/projector.safetensors", "decoder/codec.safetensors"]
-        needed += ["decoder/transformer/diffusion_pytorch_model.safetensors"]
-        missing = [part for part in needed if not (pixels / part).exists()]
-        needed = ["autoregressive/model.safetensors", "text_tokenizer/tokenizer.json"]
-        missing += [part for part in needed if not (folder / part).exists()]
+        needed = ["autoregressive/model.safetensors", "text_tokenizer/tokenizer.json", "vision/model.safetensors"]
+        needed += ["projector/projector.safetensors", "decoder/transformer/diffusion_pytorch_model.safetensors"]
+        needed += ["decoder/codec.safetensors"]
+        missing = [part for part in needed if not (folder / part).exists()]
         if missing:
             raise StackError(f"{folder} lacks {', '.join(missing)}; copy it whole, or make one with `xomni-rl pretrain`")
         with explained(folder):
             model = XOmniForCausalLM.from_pretrained(folder / "autoregressive", local_files_only=True, use_safetensors=True)
             text_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "text_tokenizer", local_files_only=True)
-            image_tokenizer = SemanticImageTokenizer.from_pretrained(pixels)
+            image_tokenizer = SemanticImageTokenizer.from_pretrained(folder)
             decoder = DiffusionDecoder.from_pretrained(
-                pixels / "decoder",
+                folder / "decoder",
                 image_tokenizer.projector,
                 patch=image_tokenizer.patch_size,
                 steps=description["decoder_steps"],
