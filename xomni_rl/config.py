@@ -102,6 +102,7 @@ SCHEMA: dict[str, Any] = {
         "gradient_checkpointing": Rule("switch"),
         "rows_at_a_time": Rule("whole number", least=1, optional=True, required=False),
         "reference_offload": Rule("switch", required=False),
+        "compile": Rule("switch", required=False),
         "lora": {
             "rank": Rule("whole number", least=1, required=False),
             "alpha": Rule("number", above=0, required=False),

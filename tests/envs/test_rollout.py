@@ -1,5 +1,6 @@
 """The whole-sequence rollout: equal to stepping, independent of the batch, laid out group-major."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,24 @@ def test_stepping_one_environment_equals_the_rollout(
         assert terminated
         assert score == pytest.approx(float(batch.rewards.scores[row]), abs=1e-4)
         assert same_pictures(info["image"], batch.images[row])
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
+def test_rollout_with_a_compiled_step_is_the_same_batch(
+    stack: Stack,
+    prompts: list[Prompt],
+    reward: CompositeReward,
+    sampling: SamplingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sized = [replace(prompt, size=size) for prompt, size in zip(prompts[:3], [SIZE, (8, 48), SIZE], strict=True)]
+    asked = {"group_size": 2, "seed": 5, "sampling": sampling}
+    expected = rollout(stack, sized, reward, **asked)
+    monkeypatch.setattr(stack.model, "sampling_backend", "eager")
+    found = rollout(stack, sized, reward, **asked)
+    assert torch.equal(found.tokens, expected.tokens)
+    torch.testing.assert_close(found.old_logprobs, expected.old_logprobs, atol=5e-5, rtol=0)
+    assert (found.rewards.scores == expected.rewards.scores).all()
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())

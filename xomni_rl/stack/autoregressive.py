@@ -25,7 +25,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMS
 from .prefix import PromptPass
 
 if TYPE_CHECKING:
-    from .incremental import IncrementalSampler
+    from .incremental import ImageTokenSampler
 
 Modality = Literal["text", "image"]
 
@@ -170,7 +170,12 @@ class XOmniForCausalLM(XOmniPreTrainedModel, GenerationMixin):
     `forward(..., modality="text")` gives logits [N, T, vocab_size] over text ids; `modality="image"` gives logits
     [N, T, image_vocab_size] over image tokens alone, which is what a policy over images needs and 12× cheaper than both
     at the published sizes. Add `config.vocab_size` to an image token to get its full id.
+
+    Attributes:
+        sampling_backend: of `torch.compile`, for sampling with a compiled step; None = not compiled. See `compile_sampling`.
     """
+
+    sampling_backend: str | None = None
 
     def __init__(self, config: XOmniConfig) -> None:
         super().__init__(config)
@@ -223,11 +228,13 @@ class XOmniForCausalLM(XOmniPreTrainedModel, GenerationMixin):
         """Logits [..., image_vocab_size] of hidden states [..., hidden]."""
         return self.head(features, "image")
 
-    def image_sampler(self, *arguments: Any, **options: Any) -> IncrementalSampler:
-        """`IncrementalSampler` of this model; arguments as it has them after the model."""
-        from .incremental import IncrementalSampler  # reads this module
+    def image_sampler(self, *arguments: Any, **options: Any) -> ImageTokenSampler:
+        """A sampler of this model, compiled if asked for; arguments as `ImageTokenSampler` has them after the model."""
+        from .incremental import IncrementalSampler  # these read this module
+        from .static import StaticSampler
 
-        return IncrementalSampler(self, *arguments, **options)
+        sampler: type[ImageTokenSampler] = IncrementalSampler if self.sampling_backend is None else StaticSampler
+        return sampler(self, *arguments, **options)
 
     def forward(
         self,

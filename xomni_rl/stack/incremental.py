@@ -7,6 +7,7 @@ The prompt is computed once per group and its cache expanded.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,11 @@ class _Layer:
     down: Tensor
 
 
-class IncrementalSampler:
+class ImageTokenSampler(ABC):
     """The model's next-token distribution over image tokens, with a cache that grows by `append`.
 
     Args:
-        model: in evaluation mode; its weights are read once, here.
+        model: in evaluation mode.
         input_ids: [P, L] int64, left-padded prompts that end with `<IMAGE>`.
         attention_mask: [P, L], 1 where a position counts.
         num_tokens: T, how many tokens may be appended.
@@ -63,40 +64,28 @@ class IncrementalSampler:
         self.num_rows = len(input_ids) * group_size
         if self.sampling.guided:
             input_ids, attention_mask = with_negative(input_ids, attention_mask, negative_ids, negative_mask)
-        self.num_tokens = num_tokens
-        self.model = model
+        self.model, self.num_tokens, self.count = model, num_tokens, 0
         config = model.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim: int = _attention(model.model.layers[0]).head_dim
-        self.eps = config.rms_norm_eps
-        self.layers = [_join(layer) for layer in model.model.layers]
-        self.head = model.mm_head.weight[: config.image_vocab_size] * model.model.mm_norm.weight
-        self._prefill(input_ids, attention_mask, group_size)
-
-    def _prefill(self, input_ids: Tensor, attention_mask: Tensor, group_size: int) -> None:
-        model, length = self.model, input_ids.shape[1]
-        cache = DynamicCache(config=model.config)
+        cache = DynamicCache(config=config)
         outputs = model(input_ids, attention_mask, past_key_values=cache, use_cache=True, modality="image", logits_to_keep=1)
         self._next_logits = outputs.logits[:, 0].repeat_interleave(group_size, 0)
-        rows, total = len(input_ids) * group_size, length + self.num_tokens
-        shape = (rows, self.kv_heads, total, self.head_dim)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-        for layer in cache.layers:
-            for store, source in ((self.keys, layer.keys), (self.values, layer.values)):
-                buffer = source.new_empty(shape)
-                buffer[:, :, :length] = source.repeat_interleave(group_size, 0)
-                store.append(buffer)
-        mask = attention_mask.bool().repeat_interleave(group_size, 0)
-        grown = torch.cat([mask, mask.new_ones(rows, self.num_tokens)], 1)
-        self.bias = torch.zeros(grown.shape, dtype=self.head.dtype, device=grown.device).masked_fill_(~grown, -torch.inf)
-        self.has_padding = not bool(mask.all())
-        positions = mask.sum(1, keepdim=True) + torch.arange(self.num_tokens, device=mask.device)
-        cos, sin = model.model.rotary_emb(self.head, positions)
-        half = self.head_dim // 2
-        self.cos = cos[:, :, None]
-        self.sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)[:, :, None]
-        self.length, self.count = length, 0
+        self._begin(cache, attention_mask.bool().repeat_interleave(group_size, 0), group_size)
+
+    @abstractmethod
+    def _begin(self, cache: DynamicCache, mask: Tensor, group_size: int) -> None:
+        """Takes over the prompts' keys and values.
+
+        Args:
+            cache: of each prompt (with guidance of the negative ones too, below).
+            mask: [N, L] bool, the prompts' of every row.
+            group_size: rows of each prompt.
+        """
+
+    @abstractmethod
+    def _step(self, tokens: Tensor) -> Tensor:
+        """Reads one token [N] more at position `count`: logits [N, V] of the next; with guidance N counts both halves."""
 
     def logits(self) -> Tensor:
         """[N, V] logits of the next token, guided if the sampling is."""
@@ -121,16 +110,42 @@ class IncrementalSampler:
             raise ValueError(f"tokens must be [{self.num_rows}], not {list(tokens.shape)}")
         if self.count == self.num_tokens:
             raise ValueError(f"all {self.num_tokens} tokens are there already")
-        if self.count == self.num_tokens - 1:
-            self.count += 1
-            return
-        if self.sampling.guided:
-            tokens = tokens.repeat(2)
+        if self.count < self.num_tokens - 1:
+            self._next_logits = self._step(tokens.repeat(2) if self.sampling.guided else tokens)
+        self.count += 1
+
+
+class IncrementalSampler(ImageTokenSampler):
+    """The lean pass: weights are joined and read once, when it is made."""
+
+    def _begin(self, cache: DynamicCache, mask: Tensor, group_size: int) -> None:
+        model, (rows, length) = self.model, mask.shape
+        self.eps = model.config.rms_norm_eps
+        self.layers = [_join(layer) for layer in model.model.layers]
+        self.head = model.mm_head.weight[: model.config.image_vocab_size] * model.model.mm_norm.weight
+        shape = (rows, self.kv_heads, length + self.num_tokens, self.head_dim)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        for layer in cache.layers:
+            for store, source in ((self.keys, layer.keys), (self.values, layer.values)):
+                buffer = source.new_empty(shape)
+                buffer[:, :, :length] = source.repeat_interleave(group_size, 0)
+                store.append(buffer)
+        grown = torch.cat([mask, mask.new_ones(rows, self.num_tokens)], 1)
+        self.bias = torch.zeros(grown.shape, dtype=self.head.dtype, device=grown.device).masked_fill_(~grown, -torch.inf)
+        self.has_padding = not bool(mask.all())
+        positions = mask.sum(1, keepdim=True) + torch.arange(self.num_tokens, device=mask.device)
+        cos, sin = model.model.rotary_emb(self.head, positions)
+        half = self.head_dim // 2
+        self.cos = cos[:, :, None]
+        self.sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)[:, :, None]
+        self.length = length
+
+    def _step(self, tokens: Tensor) -> Tensor:
         hidden = F.embedding(tokens, self.model.model.mm_embed_tokens.weight)
         for i in range(len(self.layers)):
             hidden = self._layer(i, hidden)
-        self._next_logits = F.linear(F.rms_norm(hidden, hidden.shape[-1:], eps=self.eps), self.head)
-        self.count += 1
+        return F.linear(F.rms_norm(hidden, hidden.shape[-1:], eps=self.eps), self.head)
 
     def _layer(self, index: int, hidden: Tensor) -> Tensor:
         """One layer at the current position: [N, hidden] → [N, hidden]."""
