@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 
 from xomni_rl.prompt_sets.long_signs import SIZES
@@ -20,6 +21,8 @@ from .data import LongSignBatch, long_sign_batch, stream
 from .loop import Stage
 
 CHUNK = 32
+GAP = 8
+"""Pixels between the signs of the picture."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def _scores(reward: Reward, images: list[np.ndarray], prompts: list[Prompt]) -> 
     return list(reward(images, prompts).scores)
 
 
-def write_long_card(path: Path, figures: dict[str, LongFigures], seed: int, stages: Sequence[Stage], seconds: float) -> None:
+def write_long_card(path: Path, figures: dict[str, LongFigures], seed: int, stage: Stage, seconds: float) -> None:
     """Writes the card as Markdown; the last row is the mean over the sizes."""
     names = [field.name for field in fields(LongFigures) if field.name != "count"]
     columns = {
@@ -99,11 +102,10 @@ def write_long_card(path: Path, figures: dict[str, LongFigures], seed: int, stag
     rows = "\n".join(f"| {size} | {' | '.join(f'{v:.3f}' for v in values)} |" for size, values in columns.items())
     head = f"| size | {' | '.join(name.replace('_', ' ') for name in names)} |\n|{'---|' * (len(names) + 1)}"
     count = next(iter(figures.values())).count
-    steps = ", ".join(f"{s.name} {s.steps} steps of {s.batch}" for s in stages)
     path.write_text(
         f"# Embedded stack of larger signs\n\n"
-        f"Made by `xomni-rl pretrain --domain long_signs --seed {seed}`: {steps} signs of each size,\n"
-        f"going on from the embedded stack, whose image tokenizer and decoder it shares.\n\n"
+        f"Made by `xomni-rl pretrain --domain long_signs --seed {seed}`: {stage.name} {stage.steps} steps of {stage.batch} "
+        f"signs of each size,\ngoing on from the embedded stack, whose image tokenizer and decoder it shares.\n\n"
         f"Time: {seconds / 60:.0f} minutes.\n\n"
         f"Measured on {count} signs of each size whose words never occur in training, at temperature 1 without guidance:\n\n"
         f"{head}\n{rows}\n\n"
@@ -112,3 +114,19 @@ def write_long_card(path: Path, figures: dict[str, LongFigures], seed: int, stag
         "ground and number of lines; reading: share of the words in the model's own answers.\n\n"
         "Licence: Apache-2.0. The training images are rendered with the font inside Pillow; nothing else went in.\n"
     )
+
+
+def write_long_picture(path: Path, stack: Stack, seed: int = 7) -> None:
+    """Writes a PNG with the card's first two held-out signs of each size: rendered, after tokenizer and decoder, generated."""
+    strips = []
+    widest = max(width for _, width in SIZES.values()) + GAP
+    for size, (height, _) in SIZES.items():
+        batch = long_sign_batch(stream(seed, f"figures-{size}", 0), size, 2, heldout=True)
+        prompts = [sign.prompt(f"card-{size}-0-{i}") for i, sign in enumerate(batch.signs)]
+        stages = (batch.images, stack.decode(stack.encode(batch.images)), stack.generate(prompts, size=SIZES[size]).images)
+        for signs in zip(*stages, strict=True):
+            strip = np.full((height + GAP, widest * len(signs), 3), 255, np.uint8)
+            for place, sign in enumerate(signs):
+                strip[:height, place * widest : place * widest + sign.shape[1]] = sign
+            strips.append(strip)
+    Image.fromarray(np.concatenate(strips)).save(path)

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from xomni_rl.experiments.pretraining.autoregressive import AutoregressiveTrainer
 from xomni_rl.experiments.pretraining.data import long_sign_batch, stream
-from xomni_rl.experiments.pretraining.long_card import LongFigures, write_long_card
-from xomni_rl.experiments.pretraining.long_signs import FINISH_LONG, LONG, pretrain_long
+from xomni_rl.experiments.pretraining.long_card import LongFigures, write_long_card, write_long_picture
+from xomni_rl.experiments.pretraining.long_signs import LONG, pretrain_long
 from xomni_rl.prompt_sets.long_signs import SIZES
 from xomni_rl.prompt_sets.signs import is_heldout
 from xomni_rl.stack.stack import Stack, StackError
@@ -56,12 +57,18 @@ def test_card_has_a_row_for_every_size_and_their_mean(tmp_path: Path) -> None:
     figures = {
         size: LongFigures(64, 1.0, 0.9, 0.1 * place, 0.5, 0.25, 1.0, 1.0, 0.75) for place, size in enumerate(SIZES, start=1)
     }
-    write_long_card(tmp_path / "README.md", figures, 3, [LONG, FINISH_LONG], 120.0)
+    write_long_card(tmp_path / "README.md", figures, 3, LONG, 120.0)
     card = (tmp_path / "README.md").read_text()
     assert "| wide, 64×192 | 1.000 | 0.900 | 0.400 |" in card
     assert "| mean | 1.000 | 0.900 | 0.300 |" in card  # (0.1 + … + 0.5) / 5
     assert "xomni-rl pretrain --domain long_signs --seed 3" in card
     assert "Time: 2 minutes." in card
+
+
+def test_picture_shows_two_signs_of_each_size_in_three_stages(stack: Stack, tmp_path: Path) -> None:
+    write_long_picture(tmp_path / "signs.png", stack)
+    # Three columns of 192 px and a gap of 8; two signs each of 32, 32, 96, 64 and 96 px with a gap: 2 · (320 + 5 · 8).
+    assert Image.open(tmp_path / "signs.png").size == (600, 720)
 
 
 def test_unfinished_work_of_another_recipe_is_refused(tmp_path: Path) -> None:
@@ -80,6 +87,7 @@ def test_quick_recipe_writes_a_stack_that_draws_every_size(tmp_path: Path) -> No
     for size in SIZES.values():
         assert stack.generate(["a"], size=size).images.shape == (1, *size, 3)
     assert "| large, 96×160 |" in (out / "README.md").read_text()
+    assert (out / "signs.png").is_file()
     assert not (out / "pretraining").exists()
     # The parts that it does not train are those of the embedded stack.
     start = Stack.from_pretrained("embedded").weight_hashes()
