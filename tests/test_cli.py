@@ -261,16 +261,35 @@ def test_generate_refuses_a_folder_with_other_pictures_but_replaces_its_own(work
     assert_one_sentence(result.stderr, r"drawn holds other images already, such as 0000\.png")
 
 
-def test_chat_answers_a_question_or_every_line_of_standard_input(workplace: Path, stack_folder: Path):
-    Image.fromarray(render_sign("K7AX", "red")).save(workplace / "sign.png")
-    one = invoke("chat", "sign.png", "What does the sign say?", "--stack", str(stack_folder))
+def test_chat_answers_one_question_about_an_image_or_several(workplace: Path, stack_folder: Path):
+    stack, signs = Stack.from_pretrained(stack_folder), [render_sign("K7AX", "red"), render_sign("MNPQ", "blue")]
+    for name, sign in zip("ab", signs, strict=True):
+        Image.fromarray(sign).save(workplace / f"{name}.png")
+    one = invoke("chat", "a.png", "What does the sign say?", "--stack", str(stack_folder))
     assert one.exit_code == 0, one.stderr
-    expected = Stack.from_pretrained(stack_folder).chat(render_sign("K7AX", "red"), "What does the sign say?")
-    assert one.stdout == f"{expected}\n"
-    both = invoke(
-        "chat", "sign.png", "--stack", str(stack_folder), stdin="What does the sign say?\n\nWhat does the sign say?\n"
-    )
-    assert both.stdout == one.stdout * 2
+    assert one.stdout == f"{stack.chat(signs[0], 'What does the sign say?')}\n"
+    shown = [{"type": "image", "image": sign} for sign in signs]
+    expected = stack.reply([{"role": "user", "content": [*shown, {"type": "text", "text": "Which is red?"}]}])
+    asked = [["a.png", "b.png", "--question", "Which is red?"], ["a.png", "b.png", "Which is red?"]]
+    for arguments in asked:
+        assert invoke("chat", *arguments, "--stack", str(stack_folder)).stdout == f"{expected}\n"
+
+
+def test_chat_without_a_question_is_a_conversation_that_ends_with_an_empty_line(workplace: Path, stack_folder: Path):
+    stack, signs = Stack.from_pretrained(stack_folder), [render_sign("K7AX", "red"), render_sign("MNPQ", "blue")]
+    for name, sign in zip("ab", signs, strict=True):
+        Image.fromarray(sign).save(workplace / f"{name}.png")
+    shown = [{"type": "image", "image": sign} for sign in signs]
+    turns = [{"role": "user", "content": [shown[0], {"type": "text", "text": "What does it say?"}]}]
+    first = stack.reply(turns)
+    turns += [{"role": "assistant", "content": first}]
+    turns += [{"role": "user", "content": [shown[1], {"type": "text", "text": "And this?"}]}]
+    lines = "What does it say?\n/image b.png\nAnd this?\n\nnot any more\n"
+    said = invoke("chat", "a.png", "--stack", str(stack_folder), stdin=lines)
+    assert said.exit_code == 0, said.stderr
+    assert said.stdout == f"{first}\n{stack.reply(turns)}\n"
+    failed = invoke("chat", "--stack", str(stack_folder), stdin="/image c.png\n")
+    assert_one_sentence(failed.stderr, r"c\.png: No such file or directory")
 
 
 def test_file_names_are_safe_and_never_collide():

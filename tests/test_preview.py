@@ -77,6 +77,9 @@ def test_folder_of_another_family_is_drawn_with(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     with Image.open(tmp_path / "out" / "0000.png") as picture:
         assert picture.width == picture.height
+    compiled = CliRunner().invoke(app, [*command, "--compile"])
+    assert compiled.exit_code == 1
+    assert "is not compiled, that of X-Omni alone is" in " ".join(compiled.output.split())
     answer = CliRunner().invoke(
         app, ["chat", str(tmp_path / "out" / "0000.png"), "What is it?", "--stack", str(tmp_path / "janus")]
     )

@@ -15,6 +15,7 @@ from xomni_rl.commands import serve as serving
 from xomni_rl.commands import train as training
 from xomni_rl.commands.ablate import ablate, compare
 from xomni_rl.commands.audit import audit
+from xomni_rl.commands.chat import chat
 from xomni_rl.commands.errors import friendly_errors
 from xomni_rl.commands.evaluate import evaluate
 from xomni_rl.commands.plan import plan
@@ -73,7 +74,7 @@ app.command("ablate")(ablate)
 app.command("plan")(plan)
 app.command("compare", context_settings={"ignore_unknown_options": True})(compare)
 app.command("generate")(draw.generate)
-app.command("chat")(draw.chat)
+app.command("chat")(chat)
 app.command("score")(score)
 app.command("evaluate")(evaluate)
 app.command("serve")(serving.serve)

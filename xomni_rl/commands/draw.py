@@ -1,4 +1,4 @@
-"""`xomni-rl generate` and `xomni-rl chat`: the stack's two directions, from the shell."""
+"""`xomni-rl generate`: images from prompts, from the shell."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,6 +68,9 @@ def generate(
     flux: FluxOption = None,
     dtype: DtypeOption = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Sample with a compiled step: the first batch takes longer, later ones less.")
+    ] = False,
 ) -> None:
     """Draw images from prompts.
 
@@ -97,6 +99,10 @@ def generate(
     sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, cfg_scale=cfg_scale)
     drawn: Drawn = []
     loaded = load_stack(stack, device, flux, dtype)
+    if compiled:
+        from xomni_rl.stack.static import compile_sampling
+
+        compile_sampling(loaded.model)
     for prompt in requested:
         loaded.grid(pixels or prompt.size)  # every size is checked before the first image is drawn
     out.mkdir(parents=True, exist_ok=True)
@@ -111,36 +117,6 @@ def generate(
     write_prompts([prompt for prompt, _ in drawn], out / "prompts.jsonl")
     _save_png(contact_sheet([image for _, image in drawn[:SHEET_LIMIT]], count), sheet)
     typer.echo(f"{len(drawn)} image{'s' * (len(drawn) > 1)} in {out}, prompts in {out / 'prompts.jsonl'}, all on {sheet}")
-
-
-def chat(
-    image: Annotated[Path, typer.Argument(help="Any image file.", show_default=False)],
-    question: Annotated[str | None, typer.Argument(help="Left out: ask again and again.", show_default=False)] = None,
-    stack: StackOption = "embedded",
-    flux: FluxOption = None,
-    dtype: DtypeOption = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
-) -> None:
-    """Ask the model about an image.
-
-    Without a question it reads one after the other: at a terminal with a prompt, else one per line of standard input.
-
-    Examples:
-
-    • xomni-rl chat pictures/0000.png 'What does the sign say?'
-
-    • xomni-rl chat pictures/0000.png
-    """
-    from xomni_rl.images import load_image
-    from xomni_rl.stack.stack import Stack, StackError
-
-    pixels = load_image(image)
-    loaded = load_stack(stack, device, flux, dtype)
-    if not isinstance(loaded, Stack):
-        raise StackError(f"{stack} draws only: of the model families, xomni alone answers questions about images")
-    tokens = loaded.encode(loaded.fitting(pixels)[None])
-    for each in [question] if question is not None else _questions():
-        typer.echo(loaded.answer(tokens, each)[0])
 
 
 def load_stack(source: str, device: str = "auto", flux: Path | None = None, dtype: str = "auto") -> Any:
@@ -324,20 +300,6 @@ def _check_folder(out: Path, names: Sequence[str]) -> None:
         others = sorted(path.name for path in out.glob("*.png") if path.stem not in set(names))
         if others:
             raise ConfigError(f"{out} holds other images already, such as {others[0]}; give another --out, or empty it")
-
-
-def _questions() -> Iterator[str]:
-    """Questions from standard input, until it ends or one is empty at a terminal."""
-    asked_by_person = sys.stdin.isatty()
-    while True:
-        try:
-            line = input("question (empty to end): " if asked_by_person else "").strip()
-        except EOFError:
-            return
-        if line:
-            yield line
-        elif asked_by_person:
-            return
 
 
 def _save_preview(path: Path, columns: int, images: Sequence[np.ndarray]) -> None:
