@@ -30,6 +30,7 @@ COMMANDS = [
     "train",
     "ablate",
     "compare",
+    "report",
     "generate",
     "chat",
     "score",

@@ -229,7 +229,8 @@ def test_links_in_code_are_not_links() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["make nothing", "frobnicate", "python -m json.tool", "python -m xomni_rl.experiments.report --nothing x"]
+    "command",
+    ["make nothing", "frobnicate", "python -m json.tool", "python -m xomni_rl.experiments.report.picture --nothing x"],
 )
 def test_command_that_does_not_exist_is_found(command: str, tmp_path: Path) -> None:
     with pytest.raises((AssertionError, pytest.fail.Exception)):

@@ -19,6 +19,7 @@ from xomni_rl.commands.chat import chat
 from xomni_rl.commands.errors import friendly_errors
 from xomni_rl.commands.evaluate import evaluate
 from xomni_rl.commands.plan import plan
+from xomni_rl.commands.report import report
 from xomni_rl.commands.score import score
 
 
@@ -73,6 +74,7 @@ app.command("train", context_settings=RAW, add_help_option=False)(training.train
 app.command("ablate")(ablate)
 app.command("plan")(plan)
 app.command("compare", context_settings={"ignore_unknown_options": True})(compare)
+app.command("report")(report)
 app.command("generate")(draw.generate)
 app.command("chat")(chat)
 app.command("score")(score)

@@ -7,7 +7,7 @@ empty here, and a file that cannot be read is named in `RunData.notes` instead o
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+RUN_FILES = ("metrics.jsonl", "config.yaml", "summary.json")
 PREFERRED_HEADLINES = ("ocr_exact", "ocr_char")
 NO_SUMMARY = "no summary yet: running, or killed"
 _STEP_FILE = re.compile(r"step_(\d+)\.parquet$")
@@ -110,7 +111,7 @@ def read_run(folder: Path) -> RunData:
     """
     if not folder.is_dir():
         raise ReportError(f"{folder} is not a folder")
-    if not any((folder / name).exists() for name in ("metrics.jsonl", "config.yaml", "summary.json")):
+    if not is_run(folder):
         raise ReportError(f"{folder} is no run folder: it has no metrics.jsonl, config.yaml or summary.json")
     notes: list[str] = []
     config = read_yaml(folder / "config.yaml")
@@ -136,6 +137,20 @@ def read_run(folder: Path) -> RunData:
         lower_is_better=lower_is_better(read_json(folder / "reward_checks.json")),
         notes=notes,
     )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, or what is left of one."""
+    return any((folder / name).exists() for name in RUN_FILES)
+
+
+def runs_inside(folders: Sequence[Path]) -> list[Path]:
+    """Run folders, with a folder that holds runs, such as an ablation's, replaced by those in it, in order of their names."""
+    found: list[Path] = []
+    for folder in folders:
+        inside = [] if is_run(folder) else sorted({path.parent for name in RUN_FILES for path in folder.glob(f"**/{name}")})
+        found += inside or [folder]
+    return found
 
 
 @dataclass(frozen=True)

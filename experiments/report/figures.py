@@ -13,6 +13,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from xomni_rl.experiments.report.data import PREFERRED_HEADLINES, RunData
+from xomni_rl.experiments.report.hacking import Gap
+from xomni_rl.experiments.report.timeline import advantage_histograms
 
 MAX_POINTS = 2000
 AREA_POINTS = 200
@@ -71,15 +73,48 @@ def panels(run: RunData) -> dict[str, list[Panel]]:
     sections: dict[str, Sequence[Callable[[RunData], Panel | None]]] = {
         "curves": (_reward, _heldout, _components, _weights),
         "health": (_kl, _entropy, _clip_fraction, _exactness, _gradient, _shares, _loss, _learning_rate),
-        "time": (_step_time,),
-        "advantages": (_advantages,),
+        "time": (_step_time, _memory),
+        "advantages": (_advantages, _advantages_over_steps),
     }
     return {key: [panel for make in makers if (panel := make(run))] for key, makers in sections.items()}
 
 
-def _figure(x_title: str = "step", y_title: str = "", **layout: Any) -> go.Figure:
+def gap_panels(gaps: Sequence[Gap]) -> list[Panel]:
+    """A panel per source: what is trained on against every reward that is only logged; where one was hacked is shaded."""
+    found = []
+    for source, unit in (("training", "a step's"), ("held-out", "the prompts'")):
+        chosen = [gap for gap in gaps if gap.source == source]
+        if not chosen:
+            continue
+        figure = empty_figure(y_title="change, standard deviations")
+        first = chosen[0]
+        curves = [("trained on", first.steps, first.trained), *((gap.name, gap.steps, gap.logged) for gap in chosen)]
+        for number, (name, steps, values) in enumerate(curves):
+            figure.add_scatter(
+                x=steps.astype("int32"),
+                y=values.astype("float32"),
+                name=name,
+                mode="lines+markers",
+                line={
+                    "color": PALETTE[number % len(PALETTE)],
+                    "width": 3 if number == 0 else 2,
+                    "dash": "dot" if number else None,
+                },
+            )
+        for gap in chosen:
+            if gap.hacked:
+                figure.add_vrect(x0=gap.best_step, x1=gap.last_step, fillcolor=PALETTE[4], opacity=0.15, line_width=0)
+        figure.update_layout(showlegend=True)
+        note = f"Since the beginning, in {unit} standard deviations, higher is better. Shaded: the gap widens for good."
+        found.append(Panel(f"gap-{source}", f"Trained against only logged: {source}", note, figure))
+    return found
+
+
+def empty_figure(x_title: str = "step", y_title: str = "", **layout: Any) -> go.Figure:
+    """A figure in the page's form; those over steps are zoomed together."""
     figure = go.Figure()
-    figure.update_layout(template=None, hovermode="x unified", showlegend=False, **layout)
+    meta = "steps" if x_title == "step" else None
+    figure.update_layout(**{"template": None, "meta": meta, "hovermode": "x unified", "showlegend": False} | layout)
     figure.update_xaxes(title_text=x_title, automargin=True)
     figure.update_yaxes(title_text=y_title, automargin=True, exponentformat="power")
     return figure
@@ -111,7 +146,7 @@ def _lines(run: RunData, columns: dict[str, str], y_title: str, *, markers: bool
             curves.append(([label], *points))
     if not curves:
         return None
-    figure = _figure(y_title=y_title, **layout)
+    figure = empty_figure(y_title=y_title, **layout)
     for number, (labels, x, y) in enumerate(curves):
         figure.add_scatter(
             x=x,
@@ -136,7 +171,7 @@ def _reward(run: RunData) -> Panel | None:
     span = max(5, len(run.metrics) // 20)
     smooth = run.metrics["reward"].dropna().ewm(span=span).mean()
     x, y = thin(smooth.index.to_numpy(dtype="float64"), smooth.to_numpy(dtype="float64"))
-    figure = _figure(y_title="mean reward")
+    figure = empty_figure(y_title="mean reward")
     raw = {"color": PALETTE[0], "width": 1}
     figure.add_scatter(x=points[0], y=points[1], name="each step", mode="lines", line=raw, opacity=0.4)
     smoothed = {"color": PALETTE[0], "width": 2.5}
@@ -228,7 +263,7 @@ def _step_time(run: RunData) -> Panel | None:
     order = {f"time/{name}": position for position, name in enumerate(TIME_COLOURS)}
     columns = sorted(columns, key=lambda column: order.get(column, len(order)))
     means = bucket_means(parts)
-    figure = _figure(y_title="seconds per step")
+    figure = empty_figure(y_title="seconds per step")
     figure.update_layout(showlegend=True)
     for number, column in enumerate(columns):
         name = column.removeprefix("time/")
@@ -249,13 +284,36 @@ def _step_time(run: RunData) -> Panel | None:
     return Panel("time", "Where a step's time goes", f"Whole run: {shares}.{besides}", figure, wide=True)
 
 
+def _memory(run: RunData) -> Panel | None:
+    figure = _lines(run, {"memory/peak_gib": "peak memory"}, "GiB", yaxis_rangemode="tozero")
+    note = "The most that the process held so far: on the GPU if it trains on one, else resident. It should level off."
+    return figure and Panel("memory", "Peak memory", note, figure)
+
+
+def _advantages_over_steps(run: RunData) -> Panel | None:
+    found = advantage_histograms(run.folder)
+    if found is None or len(found.steps) < 2:
+        return None
+    figure = empty_figure(y_title="advantage", hovermode="closest")
+    figure.add_heatmap(
+        x=found.steps.astype("int32"),
+        y=((found.edges[:-1] + found.edges[1:]) / 2).astype("float32"),
+        z=found.shares.T.astype("float32"),
+        colorscale=[[0.0, "rgba(61,127,217,0)"], [1.0, PALETTE[0]]],
+        showscale=False,
+        hovertemplate="step %{x}, advantage %{y:.2f}: %{z:.0%}<extra></extra>",
+    )
+    note = f"A histogram for each of {len(found.steps)} steps: the darker, the more of its rollouts."
+    return Panel("advantages_over_steps", "Advantages over training", note, figure, wide=True)
+
+
 def _advantages(run: RunData) -> Panel | None:
     values = np.array([sample.advantage for sample in run.rollouts], dtype="float32")
     values = values[np.isfinite(values)]
     if not len(values):
         return None
     counts, edges = np.histogram(values, bins=min(41, max(5, len(values) // 2)))
-    figure = _figure("advantage", "rollouts", bargap=0.04)
+    figure = empty_figure("advantage", "rollouts", bargap=0.04)
     sides = [1 if low > 0 else -1 if high < 0 else 0 for low, high in itertools.pairwise(edges)]
     colours = [{1: PALETTE[2], 0: GREY, -1: PALETTE[4]}[side] for side in sides]
     figure.add_bar(

@@ -88,6 +88,7 @@ def metric_lines(steps: int, evaluations: dict[int, list[dict]], seed: int) -> l
             line |= {"grad_norm": 0.8 + 0.3 * rng.random(), "zero_variance_share": 0.4 * progress, "failed_share": 0.0}
             line |= {"reward_std": 0.2, "alarm/zero_variance": float(step in (5, 9))}
             line["time"] = times | {"total": sum(times.values())}
+            line["memory"] = {"peak_gib": 1.0 + 0.5 * progress}
         if step in evaluations:
             line["time"] = line.get("time", {}) | {"heldout": 6.0}
             rows = evaluations[step]

@@ -58,7 +58,7 @@ def test_full_run_has_every_panel(write_run: WriteRun) -> None:
             "loss",
             "learning_rate",
         ],
-        "time": ["time"],
+        "time": ["time", "memory"],
         "advantages": ["advantages"],
     }
 
@@ -94,7 +94,7 @@ def test_time_note_gives_shares_of_the_whole_run(tmp_path: Path) -> None:
 
 def test_evaluation_time_stands_in_the_note_not_in_the_area(write_run: WriteRun) -> None:
     # The generator evaluates at steps 0, 10 and 20, 6 s each: 18 s in all.
-    (panel,) = panels(read_run(write_run(steps=20)))["time"]
+    panel, _ = panels(read_run(write_run(steps=20)))["time"]
     assert [area.name for area in panel.figure.data] == ["sample", "decode", "reward", "update", "other"]
     assert panel.note.endswith("Besides: heldout 18 s.")
 

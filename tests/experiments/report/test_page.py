@@ -15,9 +15,8 @@ import pytest
 from PIL import Image
 
 from xomni_rl.experiments.report import ReportError, build_report
-from xomni_rl.experiments.report.__main__ import main
 from xomni_rl.experiments.report.data import Pair, Sample
-from xomni_rl.experiments.report.page import LARGEST_PICTURE, pair_counts, picture_uri
+from xomni_rl.experiments.report.page import LARGEST_FILE, LARGEST_PICTURE, pair_counts, picture_uri
 
 WriteRun = Callable[..., Path]
 HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)> "K7AX" & {{ 7 * 7 }}'
@@ -107,14 +106,31 @@ def test_headline_shows_before_and_after_of_exact_and_character_accuracy(write_r
         assert f"Held-out {label} {before:.1f} % → {after:.1f} %" in text
 
 
-def test_held_out_pictures_stand_side_by_side_marked_by_what_was_read(write_run: WriteRun) -> None:
+def test_held_out_prompts_are_shown_at_every_evaluation_marked_by_what_was_read(write_run: WriteRun) -> None:
     folder = write_run(images=6)
     page = parsed(build_report(folder))
     shots = [str(figure.get("class")) for figure in page.every("figure") if "shot" in str(figure.get("class"))]
-    rows = [pq.read_table(folder / "heldout" / f"step_{step:06d}.parquet").to_pylist()[:6] for step in (0, 20)]
-    expected = [row["metric_ocr_exact"] == 1.0 for pair in zip(*rows, strict=True) for row in pair]
-    assert [("right" in shot) for shot in shots[:12]] == expected
+    rows = [pq.read_table(folder / "heldout" / f"step_{step:06d}.parquet").to_pylist()[:6] for step in (0, 10, 20)]
+    expected = [row["metric_ocr_exact"] == 1.0 for seen in zip(*rows, strict=True) for row in seen]
+    assert [("right" in shot) for shot in shots[:18]] == expected
+    assert [div["data-step"] for div in page.every("div") if "data-step" in div][:3] == ["0", "10", "20"]
     assert all(row["read"] in page.text for side in rows for row in side)
+
+
+def test_hacked_reward_is_among_the_alarms(write_run: WriteRun) -> None:
+    folder = write_run(steps=100)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    worse = [line | ({"reward/colour": 0.9 - line["step"] / 200} if line["step"] else {}) for line in lines]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in worse))
+    text = " ".join(parsed(build_report(folder)).text.split())
+    assert "hacking from step" in text
+    assert "the training score of colour, which is not trained on, got worse" in text
+    assert "hacking from step" not in parsed(build_report(write_run("calm", steps=100))).text
+
+
+def test_run_with_nothing_only_logged_is_said_not_to_be_judged(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("reward: {components: {ocr: {weight: 1.0}}}\n")
+    assert "Hacking cannot be judged here" in parsed(build_report(tmp_path)).text
 
 
 def test_hostile_texts_stay_text(tmp_path: Path) -> None:
@@ -152,7 +168,7 @@ def test_run_before_its_first_step_gives_a_report(tmp_path: Path) -> None:
 
 def test_run_without_pictures_has_no_grid(write_run: WriteRun) -> None:
     page = parsed(build_report(write_run(images=0)))
-    assert "before and after" not in page.text
+    assert "over training" not in page.text
     assert not page.every("img")
 
 
@@ -197,17 +213,15 @@ def test_pairs_are_counted_by_what_became_of_them() -> None:
     assert pair_counts([Pair("p", sample(1), None)]) is None
 
 
-def test_command_prints_the_path_and_fails_with_one_sentence(
-    write_run: WriteRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = write_run()
-    assert main([str(folder)]) == 0
-    assert capsys.readouterr().out.strip() == str(folder / "report.html")
-    assert main([str(tmp_path / "absent")]) == 1
-    assert capsys.readouterr().err == f"error: {tmp_path / 'absent'} is not a folder\n"
-
-
 def test_folder_that_is_no_run_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ReportError):
         build_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_large_file_of_a_small_picture_is_reduced_too() -> None:
+    # Noise does not compress: 200 × 200 × 3 bytes as PNG are more than 48 KiB.
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(200, 200, 3), dtype=np.uint8)).save(buffer, "PNG")
+    assert len(buffer.getvalue()) > LARGEST_FILE
+    assert picture_uri(Sample("a", "p", 0, 1.0, {}, {}, 0.0, None, buffer.getvalue())).startswith("data:image/jpeg;")
