@@ -34,7 +34,7 @@ COST = {"time/total": ("Time of a step", "seconds"), "memory/peak_gib": ("Peak m
 def methods(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
     """Method → its runs: those whose settings differ in nothing but the seed.
 
-    Runs that cannot be told apart so (the same settings and seed twice, no configuration) are each on their own, named by folder.
+    Runs that cannot be told apart so (the same settings and seed twice, no configuration) are each on their own, by folder.
     """
     by_folder = {run.folder: run for run in runs}
     try:

@@ -26,9 +26,9 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about one run or several, finished, killed or going on.
 
-    Curves (of several runs: a line per method, bands over its seeds), components, rewards trained on against rewards only logged
-    (a gap that widens is called hacking), KL, entropy, time, memory, alarms, pictures of the same prompts over training, best and
-    worst rollouts, advantages, configuration and manifest. It needs no network.
+    Curves (of several runs: a line per method, bands over its seeds), components, rewards trained on against rewards only
+    logged (a gap that widens is called hacking), KL, entropy, time, memory, alarms, pictures of the same prompts over training,
+    best and worst rollouts, advantages, configuration and manifest. It needs no network.
 
     With --watch the page loads itself again and the command ends with the runs; Ctrl-C ends it sooner.
 
