@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help train test check bench clean
+.PHONY: help train test check bench docs clean
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -29,5 +29,9 @@ check: $(STAMP) ## ruff and mypy
 bench: $(STAMP) ## every benchmark, side by side with its peer
 	$(BIN)/xomni-rl bench all
 
+docs: $(STAMP) ## build the documentation's site into site/, without network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
+
 clean: ## remove the environment and what is built
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
