@@ -1,0 +1,90 @@
+"""A run of 10,000 steps: the size of its page, and how long it takes to open, as a command.
+
+`python -m tests.experiments.report.test_long_run FOLDER` writes such a run with its page into FOLDER and times Chromium.
+"""
+
+import io
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from PIL import Image
+
+from tests.experiments.report.conftest import CONFIG, metric_lines
+from xomni_rl.experiments.report import build_report
+
+STEPS, EVERY, PROMPTS = 10_000, 250, 64
+LARGEST = 20 * 1024 * 1024
+
+
+def noise(rng: np.random.Generator) -> bytes:
+    """A picture of 512 × 512 that no format compresses well."""
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(256, size=(512, 512, 3), dtype=np.uint8)).save(buffer, "PNG", compress_level=0)
+    return buffer.getvalue()
+
+
+def write_long_run(folder: Path) -> Path:
+    """Metrics of every step, a table of rollouts for each, an evaluation every 250 steps with 16 pictures of the worst kind."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    rng = np.random.default_rng(0)
+    pictures = [noise(rng) for _ in range(8)]
+    rows = [
+        {"prompt_id": f"p{n}", "prompt": f"prompt {n}", "index": 0, "reward_ocr": 0.5, "reward_colour": 0.5}
+        for n in range(PROMPTS)
+    ]
+    rows = [row | {"metric_ocr_exact": 0.0, "metric_ocr_char": 0.5, "score": n / PROMPTS} for n, row in enumerate(rows)]
+    evaluations = dict.fromkeys(range(0, STEPS + 1, EVERY), rows)
+    shown = [
+        row | {"read": "K7AX", "advantage": 0.1, "image": pictures[n % 8] if n < 16 else None} for n, row in enumerate(rows)
+    ]
+    table = pa.Table.from_pylist(shown)
+    for room in ("heldout", "rollouts"):
+        (folder / room).mkdir()
+    for step in evaluations:
+        pq.write_table(table, folder / "heldout" / f"step_{step:06d}.parquet")
+    plain = pa.table({"advantage": rng.normal(size=64)})
+    for step in range(1, STEPS):
+        pq.write_table(plain, folder / "rollouts" / f"step_{step:06d}.parquet")
+    pq.write_table(table, folder / "rollouts" / f"step_{STEPS:06d}.parquet")
+    lines = metric_lines(STEPS, evaluations, seed=0)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "summary.json").write_text(json.dumps({"status": "finished", "steps": STEPS}))
+    return folder
+
+
+def test_page_of_ten_thousand_steps_stays_under_twenty_megabytes(tmp_path: Path) -> None:
+    size = build_report(write_long_run(tmp_path / "run")).stat().st_size
+    assert size < LARGEST
+    assert size > 5 * 1024 * 1024  # plotly alone is nearly that: the pictures are there
+
+
+def opening_seconds(page: Path, chromium: str) -> float:
+    """From the request until the page is loaded and its first figure on the screen is drawn."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page(viewport={"width": 1200, "height": 900})
+        tab.goto("about:blank")
+        began = time.perf_counter()
+        tab.goto(page.resolve().as_uri())
+        seconds = time.perf_counter() - began
+        browser.close()
+    return seconds
+
+
+if __name__ == "__main__":
+    from tests.experiments.report.test_browser import CHROMIUM
+
+    began = time.perf_counter()
+    run = Path(sys.argv[1]) / "run"
+    written = build_report(run if run.exists() else write_long_run(run))
+    seconds = [opening_seconds(written, str(CHROMIUM)) for _ in range(5)]
+    print(f"{written.stat().st_size / 2**20:.1f} MiB, opened in {sorted(seconds)[2]:.2f} s (median of 5: {seconds})")
