@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from xomni_rl.experiments.report import build_report
+from xomni_rl.experiments.report.page import build_report
 from xomni_rl.policies.checkpoint import CheckpointStore, run_and_checkpoint
 from xomni_rl.policies.collect import suitable_algorithm
 from xomni_rl.policies.distributed import Team

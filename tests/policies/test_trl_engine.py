@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from xomni_rl.config import compose
-from xomni_rl.experiments.report import build_report
+from xomni_rl.experiments.report.page import build_report
 from xomni_rl.experiments.run import build_parts, load_split, plain_config, trained_stack
 from xomni_rl.policies.algorithms.base import algorithms, build_algorithm
 from xomni_rl.policies.policy import StackPolicy

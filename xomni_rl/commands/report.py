@@ -42,8 +42,8 @@ def report(
 
     • xomni-rl report runs/seed0 --watch --every 10
     """
-    from xomni_rl.experiments.report import build_report
     from xomni_rl.experiments.report.data import runs_inside
+    from xomni_rl.experiments.report.page import build_report
     from xomni_rl.experiments.report.watch import watch as follow
 
     folders = runs_inside(runs)

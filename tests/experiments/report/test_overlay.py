@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from tests.experiments.report.test_page import parsed
 from xomni_rl.cli import app
-from xomni_rl.experiments.report import ReportError, build_report
-from xomni_rl.experiments.report.data import read_run, runs_inside
+from xomni_rl.experiments.report.data import ReportError, read_run, runs_inside
 from xomni_rl.experiments.report.overlay import methods, overlay_panel, overlay_panels
+from xomni_rl.experiments.report.page import build_report
 
 WriteRun = Callable[..., Path]
 

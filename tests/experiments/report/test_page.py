@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from xomni_rl.experiments.report import ReportError, build_report
-from xomni_rl.experiments.report.data import Pair, Sample
-from xomni_rl.experiments.report.page import LARGEST_FILE, LARGEST_PICTURE, pair_counts, picture_uri
+from xomni_rl.experiments.report.data import Pair, ReportError, Sample
+from xomni_rl.experiments.report.page import LARGEST_FILE, LARGEST_PICTURE, build_report, pair_counts, picture_uri
 
 WriteRun = Callable[..., Path]
 HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)> "K7AX" & {{ 7 * 7 }}'
@@ -149,7 +148,7 @@ def test_only_scripts_with_the_nonce_run(write_run: WriteRun) -> None:
     match = re.search(r"script-src 'nonce-([\w-]+)'$", policy)
     assert match
     scripts = page.every("script")
-    assert [script.get("nonce") for script in scripts if script.get("type") is None] == [match[1]] * 2
+    assert [script.get("nonce") for script in scripts if script.get("type") is None] == [match[1]]
 
 
 @pytest.mark.parametrize("removed", ["summary.json", "manifest.json", "heldout", "rollouts", "metrics.jsonl"])
