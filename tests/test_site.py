@@ -144,6 +144,13 @@ def test_link_that_leaves_docs_leads_to_the_page_of_its_target() -> None:
         assert rewritten(same, "own_model.md") == same
 
 
+def test_list_after_text_is_set_apart_and_one_in_code_is_not() -> None:
+    with_lists_apart = hook("repository").with_lists_apart
+    assert with_lists_apart("**Gotchas**\n- a\n- b\n\n- c") == "**Gotchas**\n\n- a\n- b\n\n- c"
+    code = "```yaml\nkeys:\n- a\n```"
+    assert with_lists_apart(code) == code
+
+
 def test_star_of_the_navigation_takes_pages_of_one_folder_that_have_no_entry() -> None:
     navigation = hook("navigation")
     nav = ["README.md", {"How": ["b.md", "*", "x/*"]}]

@@ -21,8 +21,8 @@ ROOMS = ("envs", "experiments", "policies", "rewards", "tests", "xomni_rl")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".json": "json", ".sh": "bash", ".txt": "text", "": "text"}
 CODE_OR_LINK = re.compile(r"(?P<code>^```.*?^```$|`[^`\n]*`)|\]\((?P<link>[^)\s]+)\)", re.MULTILINE | re.DOTALL)
 FILE_BLOCK = re.compile(r"^<!-- test: file (\S+) -->\n```(\w+)$", re.MULTILINE)
-COMMENT = re.compile(r"^<!-- (test|made|results)\b.*? -->\n?", re.MULTILINE)
-LIST_AFTER_TEXT = re.compile(r"^(?![-*#|>\s])(.*\S.*)\n(?=- )", re.MULTILINE)
+COMMENT = re.compile(r"^<!-- (test|[Mm]ade|results|end)\b.*?-->\n?", re.MULTILINE)
+LIST_AFTER_TEXT = re.compile(r"(?P<code>^```.*?^```$)|(?P<text>^(?![-#|>\s])[^\n]*\S)\n(?=- )", re.MULTILINE | re.DOTALL)
 
 
 def documents() -> Iterator[str]:
@@ -112,4 +112,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     ):
         return markdown
     markdown = FILE_BLOCK.sub(r'```\2 title="\1"', rewritten(markdown, place))
-    return LIST_AFTER_TEXT.sub(r"\1\n\n", COMMENT.sub("", markdown))
+    return with_lists_apart(COMMENT.sub("", markdown))
+
+
+def with_lists_apart(markdown: str) -> str:
+    """An empty line before every list that follows a line of text: GitHub needs none, the site's Markdown does."""
+    return LIST_AFTER_TEXT.sub(lambda match: match["code"] or f"{match['text']}\n\n", markdown)
