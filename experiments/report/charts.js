@@ -38,10 +38,20 @@ const charts = (() => {
     };
   }
 
+  // Plotly itself lies in the page as text until it is wanted: reading and compiling it takes longer than all the rest.
+  const { nonce } = document.currentScript;
+  function prepare() {
+    const source = document.getElementById("plotly");
+    if (window.Plotly || !source) return;
+    document.head.append(Object.assign(document.createElement("script"), { nonce, textContent: source.textContent }));
+    source.remove();
+  }
+
   const options = { responsive: true, displayModeBar: false };
   const shownData = (data) => data.map((trace) => ({ ...trace, visible: !off.has(trace.legendgroup) }));
 
   function draw(plot, printing = false) {
+    prepare();
     const figure = figures[plot.dataset.figure];
     const data = off.size ? shownData(figure.data) : figure.data;
     Plotly.react(plot, data, dress(plot, figure.layout, printing), options);
@@ -72,7 +82,7 @@ const charts = (() => {
     draw(entry.target);
   }), { rootMargin: "300px" });
   if (matchMedia("print").matches) plots.forEach((plot) => draw(plot, true));
-  else plots.forEach((plot) => near.observe(plot));
+  else addEventListener("load", () => setTimeout(() => { plots.forEach((plot) => near.observe(plot)); setTimeout(prepare, 200); }));
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach((plot) => draw(plot)));
   addEventListener("beforeprint", () => { plots.forEach((plot) => { draw(plot, true); Plotly.Plots.resize(plot); }); });

@@ -187,7 +187,7 @@ def _heldout(run: RunData) -> Panel | None:
     ordered = {column: columns[column] for column in [*first, *sorted(set(columns) - set(first))]}
     figure = _lines(run, ordered, "held-out score", markers=True)
     note = "Prompts never trained on, the same random streams at every evaluation."
-    return figure and Panel("heldout", "Held-out", note, figure)
+    return figure and Panel("heldout", "Held-out", note, figure, wide=len(ordered) > 4)
 
 
 def _components(run: RunData) -> Panel | None:

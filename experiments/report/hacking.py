@@ -175,22 +175,24 @@ def heldout_gap(run: RunData, trained: Mapping[str, float], name: str) -> Gap | 
     steps = frame.index.to_numpy()
     best = int(means.argmax())
     tables = [_scores(files[int(steps[at])], trained, name, sign) for at in (0, best, -1)]
-    if any(table is None for table in tables):
+    found = [table for table in tables if table is not None]
+    if len(found) < len(tables):
         return None
-    both = pd.concat([table for table in tables if table is not None], axis=1, join="inner", keys=["first", "best", "last"])
-    if len(both) < FEWEST_PROMPTS:
+    common = found[0].index.intersection(found[1].index).intersection(found[2].index)
+    if len(common) < FEWEST_PROMPTS:
         return None
-    units = both["first"].std()
+    first, top, last = (table.loc[common] for table in found)
+    units = first.std()
     reward = frame[columns[:-1]].to_numpy("float64") @ np.array(list(trained.values()))
     return Gap(
         name=name,
         source="held-out",
         best_step=int(steps[best]),
         last_step=int(steps[-1]),
-        fall=_paired(both["best"]["logged"] - both["last"]["logged"]),
+        fall=_paired(top["logged"] - last["logged"]),
         unit=float(units["logged"]),
-        rise=_paired(both["last"]["trained"] - both["best"]["trained"]),
-        gain=_paired(both["last"]["trained"] - both["first"]["trained"]),
+        rise=_paired(last["trained"] - top["trained"]),
+        gain=_paired(last["trained"] - first["trained"]),
         steps=steps,
         trained=_since_start(reward, float(units["trained"])),
         logged=_since_start(means, float(units["logged"])),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from xomni_rl.experiments.report import build_report
+from xomni_rl.experiments.report.page import build_report
 
 WriteRun = Callable[..., Path]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
