@@ -315,7 +315,8 @@ def test_terminal_shows_a_bar_with_figures_and_time_left(run, config: dict[str, 
     run(config, console=Console(file=output, width=200, force_terminal=True))
     shown = output.getvalue()
     assert "3/3" in shown
-    assert "heldout/red 0." in shown
+    assert "held-out" in shown
+    assert "red 0." in shown
     assert "s left" in shown
 
 
