@@ -328,7 +328,7 @@ def test_score_with_a_damaged_picture_scores_the_rest_and_exits_1(signs: Path):
     (signs / "b.png").write_bytes(b"not a picture")
     result = invoke("score", str(signs), "--out", str(signs / "scores.jsonl"), "--option", "ocr.layout=line")
     assert result.exit_code == 1
-    assert "b.png" in result.stdout
+    assert "b.png" in "".join(result.stdout.split())  # a long path is wrapped
     rows = [json.loads(line) for line in (signs / "scores.jsonl").read_text().splitlines()]
     assert [row["ocr"] is not None for row in rows] == [True, False, True]
 
