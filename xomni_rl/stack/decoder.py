@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xomni_rl.stack.image_tokenizer import VQProjector, load_exactly
+from xomni_rl.stack.tensor_files import check_fits
 
 
 class LatentCodec(Protocol):
@@ -167,6 +168,9 @@ class DiffusionDecoder(nn.Module):
         Raises: OSError or ValueError for a missing, damaged or unfitting file.
         """
         folder = Path(folder)
+        with torch.device("meta"):  # a damaged configuration may be one of gigabytes
+            config = FluxTransformer2DModel.load_config(str(folder), subfolder="transformer", local_files_only=True)
+            check_fits(folder / "transformer", FluxTransformer2DModel.from_config(config))
         transformer = FluxTransformer2DModel.from_pretrained(
             str(folder), subfolder="transformer", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )

@@ -188,7 +188,7 @@ class SemanticImageTokenizer(nn.Module):
 def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Loads a state dict that must fit the module name by name and shape by shape.
 
-    Raises: ValueError naming the file and the first tensors that don't fit.
+    Raises: ValueError naming the file and the first tensors that don't fit, or hold whole numbers.
     """
     own = module.state_dict()
     wrong = [f"{k} missing" for k in own.keys() - state.keys()] + [f"{k} left over" for k in state.keys() - own.keys()]
@@ -196,6 +196,11 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> No
         f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
         for k in own.keys() & state.keys()
         if own[k].shape != state[k].shape
+    ]
+    wrong += [
+        f"{k} holds {state[k].dtype}, no floating point numbers"
+        for k in own.keys() & state.keys()
+        if own[k].is_floating_point() and not state[k].is_floating_point()
     ]
     if wrong:
         raise ValueError(f"{source} doesn't fit its configuration: {'; '.join(sorted(wrong)[:4])}")

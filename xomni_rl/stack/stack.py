@@ -27,6 +27,7 @@ from .image_tokenizer import SemanticImageTokenizer, to_pixels
 from .sampler import SamplingConfig
 from .stack_folder import LAYOUT, explained, read_description, weight_hash
 from .stack_folder import StackError as StackError
+from .tensor_files import check_fits
 from .text import PromptFormat, train_text_tokenizer
 
 
@@ -133,6 +134,8 @@ class Stack:
         if missing:
             raise StackError(f"{folder} lacks {', '.join(missing)}; copy it whole, or make one with `xomni-rl pretrain`")
         with explained(folder):
+            with torch.device("meta"):  # a damaged configuration may be one of gigabytes
+                check_fits(folder / "autoregressive", XOmniForCausalLM(XOmniConfig.from_pretrained(folder / "autoregressive")))
             model = XOmniForCausalLM.from_pretrained(folder / "autoregressive", local_files_only=True, use_safetensors=True)
             text_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "text_tokenizer", local_files_only=True)
             image_tokenizer = SemanticImageTokenizer.from_pretrained(folder)

@@ -29,7 +29,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise StackError(f"{folder} is no stack: it has no stack.json; `xomni-rl pretrain --out {folder}` writes one")
     try:
         description = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise StackError(f"{path} is damaged ({error}); copy the stack again") from error
     if not isinstance(description, dict) or description.get("layout") != LAYOUT:
         raise StackError(
@@ -40,10 +40,10 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Turns the libraries' errors about damaged files into one sentence."""
+    """Turns the libraries' errors about damaged files into one sentence; to them a list for a table is a TypeError."""
     try:
         yield
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StackError(f"{folder} can't be loaded, a file is damaged or of another architecture: {first}") from error
 

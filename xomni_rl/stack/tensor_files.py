@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+FLOATING = ("F", "BF")
+"""Beginnings of the names of safetensors' floating point types."""
 LARGEST_HEADER = 100_000_000
 """Bytes; a header that claims more is damage (safetensors' own limit)."""
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
@@ -45,6 +47,32 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
     Raises: ValueError if the file is damaged or cut off; OSError if it cannot be read.
     """
+    return {name: shape for name, (_, shape) in _entries(path).items()}
+
+
+def check_fits(path: Path, module: nn.Module) -> None:
+    """Compares a file, or a folder's shards, with a module, name by name.
+
+    Libraries would fill in what is missing with random numbers, and read whole numbers as weights.
+
+    Raises: ValueError naming the first tensors that do not fit, or a damaged file; OSError if one cannot be read.
+    """
+    own = module.state_dict()
+    found = {name: entry for file in (shards(path) if path.is_dir() else [path]) for name, entry in _entries(file).items()}
+    wrong = [f"{name} missing" for name in own.keys() - found.keys()]
+    wrong += [f"{name} left over" for name in found.keys() - own.keys()]
+    for name in own.keys() & found.keys():
+        dtype, shape = found[name]
+        if shape != tuple(own[name].shape):
+            wrong.append(f"{name} is {shape}, not {tuple(own[name].shape)}")
+        elif own[name].is_floating_point() and not dtype.startswith(FLOATING):
+            wrong.append(f"{name} holds {dtype}, no floating point numbers")
+    if wrong:
+        raise ValueError(f"{path} doesn't fit its configuration: {'; '.join(sorted(wrong)[:4])}")
+
+
+def _entries(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name → dtype and shape, of a file whose header agrees with its size."""
     with path.open("rb") as file:
         size = path.stat().st_size
         start = file.read(8)
@@ -53,14 +81,16 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"{path} is damaged or cut off: copy it again")
         try:
             header: dict[str, Any] = json.loads(file.read(length))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-            shapes = {name: tuple(int(side) for side in entry["shape"]) for name, entry in entries.items()}
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            header.pop("__metadata__", None)
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            entries = {
+                name: (str(entry["dtype"]), tuple(int(side) for side in entry["shape"])) for name, entry in header.items()
+            }
+        except (RecursionError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: its header is no list of tensors") from error
     if 8 + length + end != size:
         raise ValueError(f"{path} is damaged or cut off: {8 + length + end} bytes are announced, {size} are there")
-    return shapes
+    return entries
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -77,7 +107,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises: OSError for a missing file; ValueError for a damaged one, or one that holds anything but tensors.
     """
     if path.is_dir():
-        return {name: tensor for file in shards(path) for name, tensor in load_file(file).items()}
+        return {name: tensor for file in shards(path) for name, tensor in read_tensors(file).items()}
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix in PICKLED:
