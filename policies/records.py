@@ -115,13 +115,13 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     """
     if not file.exists():
         return []
-    lines = file.read_text(encoding="utf-8").split("\n")
+    lines = file.read_bytes().split(b"\n")
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is not a whole line
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise RunFolderError(f"{file}:{number}: not JSON ({error.msg}); delete this line to go on") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise RunFolderError(f"{file}:{number}: not JSON ({error}); delete this line to go on") from error
     return rows
 
 

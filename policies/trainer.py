@@ -224,11 +224,11 @@ class Trainer:
         """One line of metrics.jsonl, the trackers, the display; closes the step's account of time."""
         total = self._elapsed(self._mark)
         self._mark += total  # what follows in this step is on the next one's account
-        for part, seconds in (times := times | {"other": total - sum(times.values()), "total": total}).items():
-            self.progress.seconds[part] = self.progress.seconds.get(part, 0.0) + seconds
+        times = times | {"other": total - sum(times.values()), "total": total}
+        self.progress.seconds |= {part: self.progress.seconds.get(part, 0.0) + seconds for part, seconds in times.items()}
         row = finite(metrics)
-        costs = {f"time/{part}": seconds for part, seconds in times.items()} | {"memory/peak_gib": peak_memory()}
-        memory = {"peak_gib": costs["memory/peak_gib"]}
+        memory = {"peak_gib": peak_memory()}
+        costs = {f"{what}/{part}": value for what, of in (("time", times), ("memory", memory)) for part, value in of.items()}
         self._append(self.folder.metrics, {"step": step, **row, "time": times, "memory": memory})
         self.accelerator.log(row | costs, step=step)
         self.display.show(step, row | costs, self.progress.train_seconds, step)

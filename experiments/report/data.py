@@ -187,17 +187,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; [] when there is none. A last line cut short is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _text(path).splitlines()
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             if number == len(lines):
                 break
-            raise ReportError(f"{path}:{number}: not JSON ({error.msg})") from error
+            raise ReportError(f"{path}:{number}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise ReportError(f"{path}:{number}: expected an object, found {type(row).__name__}")
         rows.append(row)
@@ -211,9 +211,12 @@ def read_metrics(path: Path) -> pd.DataFrame:
         return pd.DataFrame(index=pd.Index([], name="step", dtype="int64"))
     if any("step" not in row for row in rows):
         raise ReportError(f"{path}: a line has no step")
-    frame = pd.DataFrame(rows).groupby("step", sort=True).last()
-    frame.index = frame.index.astype("int64")
-    return frame.astype("float64")
+    try:
+        frame = pd.DataFrame(rows).groupby("step", sort=True).last()
+        frame.index = frame.index.astype("int64")
+        return frame.astype("float64")
+    except (TypeError, ValueError) as error:
+        raise ReportError(f"{path}: a metric or step is no number ({error})") from error
 
 
 def step_files(folder: Path) -> list[tuple[int, Path]]:
@@ -224,7 +227,10 @@ def step_files(folder: Path) -> list[tuple[int, Path]]:
 
 def component_weights(config: Mapping[str, Any]) -> dict[str, float]:
     """Reward component → weight, as the configuration has it."""
-    components = (config.get("reward") or {}).get("components") or {}
+    reward = config.get("reward") or {}
+    components = (reward.get("components") or {}) if isinstance(reward, Mapping) else None
+    if not isinstance(components, Mapping):
+        raise ReportError(f"config.yaml: reward.components must be a mapping, not {components or reward!r}")
     return {name: float((entry or {}).get("weight", 1.0)) for name, entry in components.items()}
 
 
@@ -296,9 +302,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(_text(path))
     except json.JSONDecodeError as error:
         raise ReportError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise ReportError(f"{path}: not JSON of ours ({error})") from error
     if not isinstance(content, dict):
         raise ReportError(f"{path}: expected an object, found {type(content).__name__}")
     return content
@@ -309,10 +317,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
         raise ReportError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
     return content if isinstance(content, dict) else {}
+
+
+def _text(path: Path) -> str:
+    """A file's text. Raises: ReportError if it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ReportError(f"{path}: damaged, byte {error.start} is no text") from error
 
 
 def _sample(row: Mapping[str, Any]) -> Sample:

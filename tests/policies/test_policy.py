@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from xomni_rl.envs.rollout import RolloutBatch, rollout
-from xomni_rl.policies.policy import StackPolicy, TokenBatch
+from xomni_rl.policies.policy import StackPolicy, TokenBatch, TokenScorer
 from xomni_rl.stack.sampler import SamplingConfig
 from xomni_rl.stack.stack import Stack
 
@@ -79,14 +79,22 @@ def test_layers_keep_their_inputs_alone_where_they_are_computed_again(stack: Sta
     assert kept[1] < kept[0] / 3
 
 
-def test_reference_in_the_cpus_memory_says_the_same(stack: Stack, batch: RolloutBatch) -> None:
+def test_offloaded_reference_goes_to_the_model_and_back_and_says_the_same(
+    stack: Stack, batch: RolloutBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens = TokenBatch.of(batch)
+    moves: list[str] = []
+    move = TokenScorer.to
+    monkeypatch.setattr(TokenScorer, "to", lambda scorer, where: (moves.append(str(where)), move(scorer, where))[1])
     there, offloaded = StackPolicy(stack), StackPolicy(stack, reference_offload=True)
     for policy in (there, offloaded):
         policy.keep_reference()
         policy.move_reference(0.5)
-    assert torch.equal(offloaded.reference_logprobs(tokens), there.reference_logprobs(tokens))
-    assert {tensor.device.type for tensor in offloaded.reference_tensors().values()} == {"cpu"}
+    assert moves == ["cpu"]  # the offloaded one leaves as soon as it is kept
+    expected = there.reference_logprobs(tokens)
+    moves.clear()
+    assert torch.equal(offloaded.reference_logprobs(tokens), expected)
+    assert moves == [str(stack.device), "cpu"]
 
 
 @pytest.mark.gpu

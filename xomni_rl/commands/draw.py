@@ -69,7 +69,8 @@ def generate(
     dtype: DtypeOption = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Sample with a compiled step: the first batch takes longer, later ones less.")
+        bool,
+        typer.Option("--compile", help="Sample with a compiled step, for GPUs: the first batch takes longer."),
     ] = False,
 ) -> None:
     """Draw images from prompts.

@@ -29,7 +29,7 @@ from xomni_rl.stack.decoder import DiffusionDecoder
 from xomni_rl.stack.flux import FLUX_PARTS, joined_tensors, load_flux_decoder, new_transformer, transformer_config
 from xomni_rl.stack.image_tokenizer import SemanticImageTokenizer, VQProjector, load_exactly
 from xomni_rl.stack.siglip import heads_of, new_vision, renamed, vision_config
-from xomni_rl.stack.tensor_files import read_header, read_shapes, read_tensors
+from xomni_rl.stack.tensor_files import check_fits, compare_shapes, read_header, read_shapes, read_tensors
 
 PIXELS_PER_TOKEN = 16
 
@@ -160,27 +160,14 @@ def _first_problem(check: Any) -> str | None:
     return None
 
 
-def _compare(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: Path) -> None:
-    wrong = [f"{name} missing" for name in wanted.keys() - found.keys()]
-    wrong += [f"{name} left over" for name in found.keys() - wanted.keys()]
-    both = wanted.keys() & found.keys()
-    wrong += [f"{name} is {found[name]}, not {wanted[name]}" for name in both if found[name] != wanted[name]]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"{where} doesn't fit its configuration: {'; '.join(sorted(wrong)[:3])}{more}")
-
-
 def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def _check_model(published: Published) -> None:
     with torch.device("meta"):
-        wanted = _shapes(XOmniForCausalLM(published.config))
-    found = {
-        name: shape for name, shape in read_shapes(published.folder).items() if name in wanted or "image_tokenizer" not in name
-    }
-    _compare(found, wanted, published.folder)
+        model = XOmniForCausalLM(published.config)
+    check_fits(published.folder, model, besides="image_tokenizer")
 
 
 def _check_tokenizer(published: Published) -> None:
@@ -196,13 +183,13 @@ def _check_vision(published: Published) -> None:
     with torch.device("meta"):
         state = renamed({name: torch.empty(shape) for name, shape in shapes.items()})
         wanted = _shapes(new_vision(_vision_config(published, state)))
-    _compare({name: tuple(tensor.shape) for name, tensor in state.items()}, wanted, published.vision_file)
+    compare_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, wanted, published.vision_file)
 
 
 def _check_projector(published: Published) -> None:
     with torch.device("meta"):
         wanted = _shapes(VQProjector(**published.projector_sizes))
-    _compare(_file_shapes(published.projector_file), wanted, published.projector_file)
+    compare_shapes(_file_shapes(published.projector_file), wanted, published.projector_file)
 
 
 def _check_decoder(published: Published) -> None:
@@ -215,7 +202,7 @@ def _check_decoder(published: Published) -> None:
     with torch.device("meta"):
         found = {name: torch.empty(shape) for name, shape in read_shapes(folder).items()}
         state = joined_tensors(found, set(plain.state_dict()), plain.inner_dim, features)
-    _compare({name: tuple(t.shape) for name, t in state.items()}, _shapes(new_transformer(config, features)), folder)
+    compare_shapes({name: tuple(t.shape) for name, t in state.items()}, _shapes(new_transformer(config, features)), folder)
 
 
 def _check_upscaling(published: Published) -> None:

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 from xomni_rl.stack.decoder import DiffusionDecoder, TrueGuidance
 from xomni_rl.stack.image_tokenizer import VQProjector
 from xomni_rl.stack.prompt_encoder import FluxPromptEncoder
-from xomni_rl.stack.tensor_files import read_tensors
+from xomni_rl.stack.tensor_files import read_tensors, refuse_whole_numbers
 
 LATENT_SIDE = 2
 """Latents of the VAE along each side of one that the transformer sees."""
@@ -120,7 +120,9 @@ def load_transformer(folder: Path, features: int, dtype: torch.dtype) -> FluxTra
     config = transformer_config(folder)
     width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
     names = set(new_transformer(config).state_dict())
-    tensors = {name: tensor.to(dtype) for name, tensor in read_tensors(folder).items()}
+    read = read_tensors(folder)
+    refuse_whole_numbers([name for name, tensor in read.items() if not tensor.is_floating_point()], folder)
+    tensors = {name: tensor.to(dtype) for name, tensor in read.items()}
     transformer = new_transformer(config, features)
     state = joined_tensors(tensors, names, width, features)
     missing = transformer.state_dict().keys() - state.keys()

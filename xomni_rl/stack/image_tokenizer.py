@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from xomni_rl.stack.siglip import new_vision
+from xomni_rl.stack.tensor_files import compare_shapes, refuse_whole_numbers
 
 
 class ResidualBlock(nn.Module):
@@ -191,19 +192,10 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> No
     Raises: ValueError naming the file and the first tensors that don't fit, or hold whole numbers.
     """
     own = module.state_dict()
-    wrong = [f"{k} missing" for k in own.keys() - state.keys()] + [f"{k} left over" for k in state.keys() - own.keys()]
-    wrong += [
-        f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
-        for k in own.keys() & state.keys()
-        if own[k].shape != state[k].shape
-    ]
-    wrong += [
-        f"{k} holds {state[k].dtype}, no floating point numbers"
-        for k in own.keys() & state.keys()
-        if own[k].is_floating_point() and not state[k].is_floating_point()
-    ]
-    if wrong:
-        raise ValueError(f"{source} doesn't fit its configuration: {'; '.join(sorted(wrong)[:4])}")
+    found, wanted = ({name: tuple(each.shape) for name, each in tensors.items()} for tensors in (state, own))
+    compare_shapes(found, wanted, source)
+    floating = (name for name, tensor in own.items() if tensor.is_floating_point())
+    refuse_whole_numbers([name for name in floating if not state[name].is_floating_point()], source)
     module.load_state_dict(state)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+Shapes = Mapping[str, tuple[int, ...]]
 FLOATING = ("F", "BF")
 """Beginnings of the names of safetensors' floating point types."""
 LARGEST_HEADER = 100_000_000
@@ -50,25 +52,41 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, (_, shape) in _entries(path).items()}
 
 
-def check_fits(path: Path, module: nn.Module) -> None:
+def check_fits(path: Path, module: nn.Module, besides: str = "") -> None:
     """Compares a file, or a folder's shards, with a module, name by name.
 
     Libraries would fill in what is missing with random numbers, and read whole numbers as weights.
 
+    Args:
+        path: a file or a folder.
+        module: may lie on the meta device.
+        besides: tensors whose names hold this word may be there besides.
     Raises: ValueError naming the first tensors that do not fit, or a damaged file; OSError if one cannot be read.
     """
     own = module.state_dict()
-    found = {name: entry for file in (shards(path) if path.is_dir() else [path]) for name, entry in _entries(file).items()}
-    wrong = [f"{name} missing" for name in own.keys() - found.keys()]
-    wrong += [f"{name} left over" for name in found.keys() - own.keys()]
-    for name in own.keys() & found.keys():
-        dtype, shape = found[name]
-        if shape != tuple(own[name].shape):
-            wrong.append(f"{name} is {shape}, not {tuple(own[name].shape)}")
-        elif own[name].is_floating_point() and not dtype.startswith(FLOATING):
-            wrong.append(f"{name} holds {dtype}, no floating point numbers")
+    entries = {name: entry for file in (shards(path) if path.is_dir() else [path]) for name, entry in _entries(file).items()}
+    found = {name: shape for name, (_, shape) in entries.items() if name in own or not besides or besides not in name}
+    compare_shapes(found, {name: tuple(tensor.shape) for name, tensor in own.items()}, path)
+    refuse_whole_numbers(
+        [name for name, tensor in own.items() if tensor.is_floating_point() and not entries[name][0].startswith(FLOATING)], path
+    )
+
+
+def compare_shapes(found: Shapes, wanted: Shapes, where: str | Path) -> None:
+    """Raises: ValueError naming the first tensors that are missing, left over or of another shape."""
+    wrong = [f"{name} missing" for name in wanted.keys() - found.keys()]
+    wrong += [f"{name} left over" for name in found.keys() - wanted.keys()]
+    both = wanted.keys() & found.keys()
+    wrong += [f"{name} is {found[name]}, not {wanted[name]}" for name in both if found[name] != wanted[name]]
     if wrong:
-        raise ValueError(f"{path} doesn't fit its configuration: {'; '.join(sorted(wrong)[:4])}")
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"{where} doesn't fit its configuration: {'; '.join(sorted(wrong)[:3])}{more}")
+
+
+def refuse_whole_numbers(names: Sequence[str], where: str | Path) -> None:
+    """Raises: ValueError if there are any."""
+    if names:
+        raise ValueError(f"{where} is damaged: {names[0]} holds whole numbers, and no weights")
 
 
 def _entries(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
