@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from xomni_rl.experiments.evaluation.errors import EvaluationError
-from xomni_rl.rewards.vlm import Vlm, VlmError
+from xomni_rl.experiments.evaluation.longtext_counts import check_choices
+from xomni_rl.experiments.evaluation.suite import Suite
+from xomni_rl.prompts import Prompt
+from xomni_rl.rewards.vlm import Vlm, VlmError, build_vlm, judge_options
 
 ASKED = "{question} Answer with Yes or No only."
 """What is put to the model."""
@@ -37,6 +41,45 @@ class Question:
     def broad(self) -> str:
         """The category's first level: "attribute"."""
         return self.category.partition("-")[0].strip()
+
+
+class QuestionSuite(Suite):
+    """A suite whose images a VLM is asked about; `questions` has those of each prompt id.
+
+    Args:
+        compat: published or fixed, see the suite's module.
+        vlm: the judge: {backend: local, weights: …} or {backend: server, url: …, model: …}; None = Qwen2.5-VL-7B-Instruct here.
+        grid: image files hold 2×2 pictures, called like the prompt, as the published scripts want them.
+    Raises: EvaluationError, ValueError for values that there are not.
+    """
+
+    def __init__(self, compat: str = "published", vlm: Mapping[str, Any] | None = None, grid: bool = False) -> None:
+        check_choices("en", compat)
+        self.compat, self.grid = compat, grid
+        self.vlm = build_vlm(self.name, judge_options(self.name, vlm))
+        self.questions: dict[str, list[Question]] = {}
+
+    def names(self, prompt: Prompt, number: int, count: int) -> tuple[str, ...]:
+        """ID_1, or with grid ID."""
+        return (prompt.id,) if self.grid else super().names(prompt, number, count)
+
+    def read(self, image: np.ndarray, number: int) -> np.ndarray:
+        return quarter(image, number) if self.grid else image
+
+    def load(self) -> None:
+        self.vlm.load()
+
+
+def quarter(image: np.ndarray, number: int) -> np.ndarray:
+    """The number-th, from 1, of 2×2 pictures, row by row: uint8 [H, W, 3] -> [H/2, W/2, 3].
+
+    Raises: EvaluationError for another number or an odd side.
+    """
+    height, width = image.shape[:2]
+    if not 1 <= number <= 4 or height % 2 or width % 2:
+        raise EvaluationError(f"a grid holds 2×2 pictures of one size; there is no picture {number} in {width}×{height} px")
+    row, column = divmod(number - 1, 2)
+    return image[row * height // 2 :, column * width // 2 :][: height // 2, : width // 2]
 
 
 def check_graph(questions: Sequence[Question]) -> None:

@@ -50,6 +50,7 @@ class Job:
         evaluated: images that one process samples at a time in a held-out evaluation; 0 = there is none.
         guided, tempered, truncated: whether sampling has guidance, another temperature than 1, a truncation.
         checkpointing: only the layers' inputs are kept (`model.gradient_checkpointing`).
+        compiled: sampling is (`model.compile`).
         at_a_time: images of a group that a backward pass keeps anything of at a time (`model.rows_at_a_time`); 0 = all.
         adapters: elements of low-rank adapters and of layers trained in full beside them; 0 = all weights are trained.
         rank: of the adapters.
@@ -81,6 +82,7 @@ class Job:
     guided: bool = False
     tempered: bool = False
     truncated: bool = False
+    compiled: bool = False
     checkpointing: bool = False
     at_a_time: int = 0
     adapters: int = 0
@@ -187,6 +189,7 @@ def job_of(
         tempered=sampling.temperature != 1.0,
         truncated=sampling.truncated,
         checkpointing=bool(config["model"]["gradient_checkpointing"]),
+        compiled=bool(config["model"].get("compile", False)),
         at_a_time=config["model"].get("rows_at_a_time") or 0,
         adapters=model.adapters(rank, targets, lora.get("full", ())) if lora else 0,
         rank=rank,

@@ -16,6 +16,7 @@ from typing import Literal
 from xomni_rl.experiments.planning.job import Job
 from xomni_rl.experiments.planning.sizes import ModelSizes
 from xomni_rl.stack.sampler import LOGITS_AT_A_TIME
+from xomni_rl.stack.static import PROMPT_BLOCK
 
 CONTEXT = 2**30
 """What CUDA and its libraries take of a GPU; an assumption."""
@@ -80,6 +81,7 @@ def resident_parts(job: Job) -> dict[str, int]:
     ddp buckets = b · trainable: torch's reducer copies gradients into buckets (`gradient_as_bucket_view` is off).
     reference = b · all: a frozen copy on every GPU, never divided; none with adapters, whose base weights are the reference,
     nor if it lies in the machine's memory.
+    sampler's cache = as in `sampling`, which a compiled sampler keeps for its next rollout.
     critic = 16 · (h² + 4h + 2): float32 weights, gradients, two moments of its two layers and norm.
     """
     model, b = job.model, job.width
@@ -92,6 +94,7 @@ def resident_parts(job: Job) -> dict[str, int]:
         "ddp buckets": b * (job.adapters or model.parameters) if job.launch == "ddp" and job.gpus > 1 else 0,
         "reference": 0 if job.reference_offloaded else reference_copy(job),
         "critic": 16 * (model.hidden**2 + 4 * model.hidden + 2) if job.critic else 0,
+        "sampler's cache": sampling_cache(job) if job.compiled else 0,
         "decoder": decoder,
         "image tokenizer": b * job.parts.tokenizer,
         "rewards": rewards,
@@ -158,17 +161,28 @@ def sampling(job: Job) -> dict[str, int]:
     KV cache = 2 · layers · b · K · d · N · (L + T), N all images of the process's share at once, twice with guidance. A group's
     prompt is computed once, but every row has its own copy of its keys and values.
     next tokens = N · V · (b + 28): logits, their float32, log-softmax, and float64 cumulative sums of the draw.
+    A compiled sampler joins no weights, and its cache is there between any two steps: see `resident_parts`.
     While the weights are being joined there is no cache yet, but one more copy of a layer's gate and up, 2 · h · i · b.
     """
     model, b = job.model, job.width
-    rows = max(job.rows, job.evaluated) * (2 if job.guided else 1)
+    cache = sampling_cache(job)
     joined = b * (model.joined + (model.unjoined if job.adapters else 0))
-    cache = kv_cache(model, b, rows, job.prompt_tokens + job.tokens)
     drawing = max(job.rows, job.evaluated) * model.images * (b * (3 if job.guided else 1) + 28)
     joining = 2 * model.hidden * model.intermediate * b
+    if job.compiled:
+        return {"next tokens": drawing, "autocast copies": autocast_copies(job)}
     if joining > cache + drawing:
         return {"joined weights": joined + joining, "autocast copies": autocast_copies(job)}
     return {"joined weights": joined, "KV cache": cache, "next tokens": drawing, "autocast copies": autocast_copies(job)}
+
+
+def sampling_cache(job: Job) -> int:
+    """See `sampling`; a compiled sampler pads prompts, and the whole, to multiples (`xomni_rl/stack/static.py`)."""
+    rows = max(job.rows, job.evaluated) * (2 if job.guided else 1)
+    slots = job.prompt_tokens + job.tokens
+    if job.compiled:
+        slots = -(-(-(-job.prompt_tokens // PROMPT_BLOCK) * PROMPT_BLOCK + job.tokens) // 8) * 8
+    return kv_cache(job.model, job.width, rows, slots)
 
 
 def decoding(job: Job) -> int:

@@ -17,43 +17,32 @@ from typing import Any
 import numpy as np
 
 from xomni_rl.experiments.evaluation.errors import EvaluationError
-from xomni_rl.experiments.evaluation.longtext_counts import check_choices
 from xomni_rl.experiments.evaluation.questions import (
     Question,
+    QuestionSuite,
     after_dependencies,
     after_one_pass,
     ask,
     check_graph,
     is_yes,
 )
-from xomni_rl.experiments.evaluation.suite import Figure, Row, Sample, Suite, published_file, suites
+from xomni_rl.experiments.evaluation.suite import Figure, Row, Sample, published_file, suites
 from xomni_rl.prompts import Prompt
-from xomni_rl.rewards.vlm import build_vlm, judge_options
 
 ORIGIN = "DPG-Bench's prompts with their questions are dpg_bench/dpg_bench.csv of github.com/TencentQQGYLab/ELLA"
 COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
 
 
 @suites.register("dpg")
-class Dpg(Suite):
+class Dpg(QuestionSuite):
     """DPG-Bench's questions with their dependencies, answered by any VLM; score of the prompts and of each broad category.
 
-    Args:
-        compat: published or fixed, see the module.
-        vlm: the judge: {backend: local, weights: …} or {backend: server, url: …, model: …}; None = Qwen2.5-VL-7B-Instruct here.
-        grid: image files hold 2×2 pictures, called like the prompt, as the published script wants them.
-    Raises: EvaluationError, ValueError for values that there are not.
+    Args: as in `QuestionSuite`.
     """
 
     name = "dpg"
     origin = ORIGIN
     category = ""
-
-    def __init__(self, compat: str = "published", vlm: Mapping[str, Any] | None = None, grid: bool = False) -> None:
-        check_choices("en", compat)
-        self.compat, self.grid = compat, grid
-        self.vlm = build_vlm(self.name, judge_options(self.name, vlm))
-        self.questions: dict[str, list[Question]] = {}
 
     def prompts(self, path: Path | None) -> list[Prompt]:
         prompts, self.questions = read_questions(published_file(self.name, path, self.origin))
@@ -61,15 +50,6 @@ class Dpg(Suite):
             first = prompts[0].id
             self.questions[first] = self.questions[first][1:]
         return [prompt for prompt in prompts if self.questions[prompt.id]]
-
-    def names(self, prompt: Prompt, number: int, count: int) -> tuple[str, ...]:
-        return (prompt.id,) if self.grid else super().names(prompt, number, count)
-
-    def read(self, image: np.ndarray, number: int) -> np.ndarray:
-        return quarter(image, number) if self.grid else image
-
-    def load(self) -> None:
-        self.vlm.load()
 
     def score(self, images: list[np.ndarray], samples: Sequence[Sample]) -> list[Row]:
         graphs = [self.questions[sample.prompt.id] for sample in samples]
@@ -114,18 +94,6 @@ def answer_row(graph: Sequence[Question], answers: Mapping[int, bool], compat: s
         for key, value in (("yes", float(by_category[question.number])), ("asked", 1.0)):
             row[f"{key}_{question.broad}"] = row.get(f"{key}_{question.broad}", 0.0) + value
     return row
-
-
-def quarter(image: np.ndarray, number: int) -> np.ndarray:
-    """The number-th, from 1, of 2×2 pictures, row by row: uint8 [H, W, 3] -> [H/2, W/2, 3].
-
-    Raises: EvaluationError for another number or an odd side.
-    """
-    height, width = image.shape[:2]
-    if not 1 <= number <= 4 or height % 2 or width % 2:
-        raise EvaluationError(f"a grid holds 2×2 pictures of one size; there is no picture {number} in {width}×{height} px")
-    row, column = divmod(number - 1, 2)
-    return image[row * height // 2 :, column * width // 2 :][: height // 2, : width // 2]
 
 
 def read_questions(path: Path) -> tuple[list[Prompt], dict[str, list[Question]]]:

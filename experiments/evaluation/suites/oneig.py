@@ -15,43 +15,31 @@ from typing import Any
 import numpy as np
 
 from xomni_rl.experiments.evaluation.errors import EvaluationError
-from xomni_rl.experiments.evaluation.longtext_counts import check_choices
 from xomni_rl.experiments.evaluation.questions import (
     Question,
+    QuestionSuite,
     after_dependencies,
     after_direct_parents,
     ask,
     check_graph,
     is_yes,
 )
-from xomni_rl.experiments.evaluation.suite import Figure, Row, Sample, Suite, published_file, suites
-from xomni_rl.experiments.evaluation.suites.dpg import quarter
+from xomni_rl.experiments.evaluation.suite import Figure, Row, Sample, published_file, suites
 from xomni_rl.prompts import Prompt
-from xomni_rl.rewards.vlm import build_vlm, judge_options
 
 ORIGIN = "OneIG-Bench's questions are scripts/alignment/Q_D/{anime,human,object}.json of github.com/OneIG-Bench/OneIG-Benchmark"
 
 
 @suites.register("oneig")
-class OneIg(Suite):
+class OneIg(QuestionSuite):
     """OneIG-Bench's alignment by any VLM, of folders of images; text, reasoning, style and diversity are left out.
 
-    Args:
-        compat: published or fixed, see the module.
-        vlm: the judge: {backend: local, weights: …} or {backend: server, url: …, model: …}; None = Qwen2.5-VL-7B-Instruct here.
-        grid: image files hold 2×2 pictures, called like the prompt, as the published scripts want them.
-    Raises: EvaluationError, ValueError for values that there are not.
+    Args: as in `QuestionSuite`.
     """
 
     name = "oneig"
     origin = ORIGIN
     draws = False
-
-    def __init__(self, compat: str = "published", vlm: Mapping[str, Any] | None = None, grid: bool = False) -> None:
-        check_choices("en", compat)
-        self.compat, self.grid = compat, grid
-        self.vlm = build_vlm(self.name, judge_options(self.name, vlm))
-        self.questions: dict[str, list[Question]] = {}
 
     def prompts(self, path: Path | None) -> list[Prompt]:
         """Of one file, or of all of a folder. The files hold no prompts, so that nothing can be drawn from them."""
@@ -62,18 +50,8 @@ class OneIg(Suite):
             Prompt(id=identity, text=identity, metadata={"part": identity.partition("/")[0]}) for identity in self.questions
         ]
 
-    def names(self, prompt: Prompt, number: int, count: int) -> tuple[str, ...]:
-        """PART/000_1, or with grid PART/000."""
-        return (prompt.id,) if self.grid else super().names(prompt, number, count)
-
-    def read(self, image: np.ndarray, number: int) -> np.ndarray:
-        return quarter(image, number) if self.grid else image
-
     def facts(self, prompt: Prompt) -> Row:
         return {"category": prompt.metadata["part"]}
-
-    def load(self) -> None:
-        self.vlm.load()
 
     def score(self, images: list[np.ndarray], samples: Sequence[Sample]) -> list[Row]:
         graphs = [self.questions[sample.prompt.id] for sample in samples]

@@ -20,10 +20,11 @@ from xomni_rl.experiments.evaluation.questions import (
     after_direct_parents,
     after_one_pass,
     check_graph,
+    quarter,
 )
 from xomni_rl.experiments.evaluation.run import Evaluation, evaluate
 from xomni_rl.experiments.evaluation.suite import build_suite
-from xomni_rl.experiments.evaluation.suites.dpg import COLUMNS, answer_row, quarter
+from xomni_rl.experiments.evaluation.suites.dpg import COLUMNS, answer_row
 from xomni_rl.experiments.evaluation.summary import summarise
 from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.vlm_tiny import write_tiny_vlm

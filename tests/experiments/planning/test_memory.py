@@ -161,6 +161,14 @@ def test_moments_of_eight_bits_take_a_byte_and_a_scale_for_each_block(make_job: 
     assert moments(job) == 2 * job.trained * 260 // 256
 
 
+def test_compiled_sampler_joins_no_weights_and_keeps_its_cache(make_job: MakeJob) -> None:
+    eager, compiled = memory(make_job()), memory(make_job(compiled=True))
+    assert "joined weights" not in compiled.phases["sampling"]
+    # 20 ids of a prompt take 32 slots, 32 + 128 is a multiple of 8; the eager cache has 20 + 128
+    assert compiled.resident["sampler's cache"] * 148 == eager.phases["sampling"]["KV cache"] * 160
+    assert "sampler's cache" not in eager.resident
+
+
 def test_offloaded_reference_is_there_for_its_pass_alone(make_job: MakeJob) -> None:
     plan = memory(make_job(reference=True, reference_offloaded=True))
     assert "reference" not in plan.resident
