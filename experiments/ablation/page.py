@@ -18,6 +18,7 @@ from xomni_rl.experiments.ablation.curves import AXIS_LABELS, Curve, Panel, pane
 from xomni_rl.experiments.ablation.grids import BEFORE, grid_rows
 from xomni_rl.experiments.ablation.tables import cost_note, notes, shown, target_cells, target_name
 from xomni_rl.experiments.report import figures
+from xomni_rl.experiments.report.look import styles
 from xomni_rl.experiments.report.page import figure_json, picture_uri
 
 _HERE = Path(__file__).parent
@@ -50,7 +51,7 @@ def write_page(comparison: Comparison, out: Path) -> Path:
             grid=grid_rows(comparison, PICTURES),
             figures=Markup(figure_json([panel for found in sections.values() for panel in found])),
             nonce=secrets.token_urlsafe(16),
-            css=Markup((_REPORT / "style.css").read_text(encoding="utf-8")),
+            css=styles(_REPORT / "style.css"),
             script=Markup((_REPORT / "charts.js").read_text(encoding="utf-8")),
             plotly=Markup(get_plotlyjs()),
         ),

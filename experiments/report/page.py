@@ -33,6 +33,7 @@ from xomni_rl.experiments.report.data import (
 )
 from xomni_rl.experiments.report.figures import Panel, gap_panels, panels
 from xomni_rl.experiments.report.hacking import Gap, gaps
+from xomni_rl.experiments.report.look import styles
 from xomni_rl.experiments.report.overlay import methods, overlay_panels, run_name
 from xomni_rl.experiments.report.timeline import ROWS, Grid, heldout_grid
 
@@ -123,7 +124,7 @@ def render(runs: Sequence[RunData], reload: float = 0.0) -> str:
         reload=reload,
         figures=Markup(figure_json(every)),
         nonce=secrets.token_urlsafe(16),
-        css=Markup("\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("style.css", "page.css"))),
+        css=styles(_HERE / "style.css", _HERE / "page.css"),
         script=Markup("\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("charts.js", "page.js"))),
         plotly=Markup(get_plotlyjs()),
     )

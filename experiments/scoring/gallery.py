@@ -21,6 +21,7 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
+from xomni_rl.experiments.report.look import styles
 from xomni_rl.experiments.scoring.errors import ScoringError
 from xomni_rl.experiments.scoring.matching import Item
 from xomni_rl.experiments.scoring.show import interval, number
@@ -77,7 +78,7 @@ def write_gallery(
             count=len(items),
             sources="data:" if folder is None else "'self' file: data:",
             nonce=secrets.token_urlsafe(16),
-            css=Markup((_HERE / "gallery.css").read_text(encoding="utf-8")),
+            css=styles(_HERE / "gallery.css"),
             script=Markup((_HERE / "gallery.js").read_text(encoding="utf-8")),
         )
         with page.open("w", encoding="utf-8") as file:
