@@ -79,7 +79,12 @@ def _first(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def draw_images(
-    stack: Any, samples: Sequence[Sample], folder: Path, drawing: Drawing, advance: Callable[[int], None] = lambda _: None
+    stack: Any,
+    samples: Sequence[Sample],
+    folder: Path,
+    drawing: Drawing,
+    advance: Callable[[int], None] = lambda _: None,
+    weights: Mapping[str, str] | None = None,
 ) -> list[Path | None]:
     """Draws what is missing, and returns every sample's file.
 
@@ -89,6 +94,7 @@ def draw_images(
         folder: made if it is not there.
         drawing: how.
         advance: told how many images are there now.
+        weights: the stack's `weight_hashes`, for whom has them already; None = computed.
     Raises: StackError for sizes that the stack can't draw; OSError as it comes.
     """
     if len({sample.names[0] for sample in samples}) < len(samples):
@@ -97,7 +103,7 @@ def draw_images(
     groups = [list(samples[start : start + drawing.count]) for start in range(0, len(samples), drawing.count)]
     for group in groups:
         stack.grid(drawing.size or group[0].prompt.size)  # every size is checked before the first image is drawn
-    weights = stack.weight_hashes()
+    weights = weights or stack.weight_hashes()
     hashes = {sample.names[0]: _hash(weights, drawing, sample) for sample in samples}
     for batch in _batches(groups, drawing):
         wanted = {sample.names[0]: folder / f"{sample.names[0]}.png" for group in batch for sample in group}

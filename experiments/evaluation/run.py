@@ -3,7 +3,7 @@
 OUT/images/MODEL/…png     what a stack drew
 OUT/scores/MODEL.jsonl    rows as they are scored; what makes a stopped run go on
 OUT/samples.parquet       a row per model and image
-OUT/summary.json          figures with intervals, by category, paired differences, options
+OUT/summary.json          figures with intervals, by category, paired differences, options, what was evaluated
 """
 
 from __future__ import annotations
@@ -110,9 +110,16 @@ def evaluate(
     found = {model: find_images(Path(place), samples) for model, place in places.items() if not is_stack(place)}
     suite.load()
     rows: list[Row] = []
+    sources: dict[str, Any] = {}
     for model, place in places.items():
-        with _progress(console, f"{model}: images", len(samples)) as advance:
-            files = found.get(model) or draw_images(load_stack(place), samples, out / "images" / model, drawing, advance)
+        if model in found:
+            files = found[model]
+            sources[model] = {"place": place, "images": len(set(files) - {None})}
+        else:
+            stack = load_stack(place)
+            sources[model] = {"place": place, "weights": (weights := stack.weight_hashes())}
+            with _progress(console, f"{model}: images", len(samples)) as advance:
+                files = draw_images(stack, samples, out / "images" / model, drawing, advance, weights)
         with _progress(console, f"{model}: scores", len(samples)) as advance:
             scored = _score(suite, samples, files, Journal(out / "scores" / f"{model}.jsonl"), batch_size, advance)
         rows += [{"model": model, **row} for row in scored]
@@ -121,7 +128,7 @@ def evaluate(
         "suite": suite.name,
         "version": suite.version,
         "options": dict(suite.options),
-        "places": dict(places),
+        "sources": sources,
         "prompts": {"count": len(asked), "hash": digest([prompt_digest(prompt) for prompt in asked])},
         "drawing": {"seed": drawing.seed, "count": drawing.count, "size": drawing.size, "sampling": asdict(drawing.sampling)},
         **summarise(table, list(places), suite.figures(), suite.category),

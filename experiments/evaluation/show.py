@@ -13,6 +13,7 @@ from rich.text import Text
 from xomni_rl.experiments.evaluation.run import Evaluation
 
 _SHOWN = 8
+_HASH = 12
 PLAIN_WIDTH = 140
 """Columns where nobody's window limits them."""
 
@@ -24,19 +25,29 @@ def console(stderr: bool) -> Console:
 
 
 def show(evaluation: Evaluation, console: Console) -> None:
-    """Prints the tables, and what failed."""
+    """Prints the tables, what was evaluated, and what failed."""
     summary = evaluation.summary
     console.print(_figures(summary), highlight=False)
     if len(summary["categories"]) > 1:
         console.print(_categories(summary), highlight=False)
     if summary["differences"]:
         console.print(_differences(summary), highlight=False)
+    for model, source in summary["sources"].items():
+        console.print(Text(f"{model}: {_said(source)}"), soft_wrap=True)
     failed = evaluation.table[evaluation.table["error"].notna()]
     for row in failed.head(_SHOWN).itertuples():
         text = f"not scored: {row.model}, {row.prompt_id} image {row.number}: {row.error}"
         console.print(Text(text, "red"), soft_wrap=True)
     if len(failed) > _SHOWN:
         console.print(Text(f"and {len(failed) - _SHOWN} more; see the column error of samples.parquet", "red"), soft_wrap=True)
+
+
+def _said(source: Mapping[str, Any]) -> str:
+    """The weights that drew the images by the beginnings of their hashes, or how many images a folder holds of the suite's."""
+    if "images" in source:
+        return f"{source['images']} image files of {source['place']}"
+    hashes = ", ".join(f"{part} {value[:_HASH]}" for part, value in source["weights"].items())
+    return f"drawn by {source['place']}, weights {hashes}"
 
 
 def _figures(summary: Mapping[str, Any]) -> Table:

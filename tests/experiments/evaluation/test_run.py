@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from rich.console import Console
 
 from xomni_rl.experiments.evaluation.errors import EvaluationError
 from xomni_rl.experiments.evaluation.journal import Journal
 from xomni_rl.experiments.evaluation.pictures import KEY, Drawing, draw_images
 from xomni_rl.experiments.evaluation.run import Evaluation, evaluate, labels_of
+from xomni_rl.experiments.evaluation.show import show
 from xomni_rl.experiments.evaluation.suite import Suite, build_suite, samples_of, suites
 from xomni_rl.experiments.statistics import mean_interval, paired_difference
 from xomni_rl.prompt_sets.signs import render_sign
@@ -176,6 +179,34 @@ def test_what_a_kill_leaves_is_taken_up(tmp_path: Path, suite: Suite, drawing: D
     (tmp_path / f".{samples[0].names[0]}.png.writing").write_bytes(b"half an image")
     draw_images(stack, samples, tmp_path, drawing)
     assert [path.name for path in tmp_path.iterdir()] == [f"{samples[0].names[0]}.png"]
+
+
+def test_summary_names_the_weights_that_drew_and_the_folder_that_held(
+    tmp_path: Path, suite: Suite, drawing: Drawing, rendered: Callable, stack: Stack
+):
+    """Another stack has other hashes under the same place, so that a figure says which weights it is of."""
+    folder = rendered(suite, suite.prompts(None), 1, tmp_path / "good", as_asked)
+    next(folder.iterdir()).unlink()
+    changed = Stack.from_pretrained("embedded")
+    with torch.no_grad():
+        next(changed.model.parameters())[0, 0] += 1
+    stacks = {"embedded": stack, str(tmp_path / "tuned"): changed}
+    (tmp_path / "tuned" / "checkpoints").mkdir(parents=True)
+    places = {"before": "embedded", "after": str(tmp_path / "tuned"), "images": str(folder)}
+    found = evaluate(suite, places, tmp_path / "out", drawing, stacks.__getitem__)
+    sources = json.loads((tmp_path / "out" / "summary.json").read_text())["sources"]
+    assert sources == {
+        "before": {"place": "embedded", "weights": stack.weight_hashes()},
+        "after": {"place": places["after"], "weights": changed.weight_hashes()},
+        "images": {"place": str(folder), "images": COUNT - 1},
+    }
+    parts = sources["before"]["weights"]
+    assert {name for name in parts if parts[name] != sources["after"]["weights"][name]} == {"autoregressive"}
+    console = Console(record=True, width=200)
+    show(found, console)
+    shown = console.export_text()
+    assert f"before: drawn by embedded, weights autoregressive {parts['autoregressive'][:12]}" in shown
+    assert f"images: {COUNT - 1} image files of" in shown
 
 
 def test_written_files_hold_what_was_found(tmp_path: Path, suite: Suite, drawing: Drawing, rendered: Callable):
