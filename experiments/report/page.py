@@ -140,7 +140,7 @@ def view(run: RunData, runs: Sequence[RunData], number: int) -> RunView:
     parts = {name: [replace(panel, key=key + panel.key) for panel in made] for name, made in found.items()}
     return RunView(
         run=run,
-        name=run.folder.resolve().name if alone else run_name(run, runs),
+        name=_own_name(run.folder.resolve()) if alone else run_name(run, runs),
         key=key,
         facts=_facts(run),
         hacks=[gap for gap in judged if gap.hacked],
@@ -154,6 +154,11 @@ def view(run: RunData, runs: Sequence[RunData], number: int) -> RunView:
         config_text=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
         manifest_text=json.dumps(run.manifest, indent=2, ensure_ascii=False) if run.manifest else "",
     )
+
+
+def _own_name(folder: Path) -> str:
+    """The folder's name; a bare number, as of a seed, with its parent's before it."""
+    return f"{folder.parent.name}/{folder.name}" if folder.name.isdigit() else folder.name
 
 
 def figure_json(found: Sequence[Panel]) -> str:

@@ -224,3 +224,11 @@ def test_large_file_of_a_small_picture_is_reduced_too() -> None:
     Image.fromarray(np.random.default_rng(0).integers(256, size=(200, 200, 3), dtype=np.uint8)).save(buffer, "PNG")
     assert len(buffer.getvalue()) > LARGEST_FILE
     assert picture_uri(Sample("a", "p", 0, 1.0, {}, {}, 0.0, None, buffer.getvalue())).startswith("data:image/jpeg;")
+
+
+@pytest.mark.parametrize(("folder", "title"), [("grpo/0", "grpo/0"), ("runs/seed0", "seed0")])
+def test_run_named_by_its_seed_alone_is_titled_with_its_parent(
+    write_run: WriteRun, tmp_path: Path, folder: str, title: str
+) -> None:
+    (tmp_path / folder).parent.mkdir()
+    assert f"{title} – xomni-rl run report" in parsed(build_report(write_run(folder))).text
