@@ -77,7 +77,7 @@ class Reward(ABC):
     Attributes with a default:
         range: lowest and highest score; the worst end is what a worthless image gets.
         higher_is_better: direction of the score.
-        needs: fields of the prompt that it reads ("text", "texts", "checks").
+        needs: fields of the prompt that it reads ("text", "texts", "checks"); none = images without prompts can be scored.
         cost: what one image costs, in words.
     """
 
@@ -137,14 +137,14 @@ class FunctionReward(Reward):
     """A plain function `(images, prompts, **options) -> RewardResult or [N] numbers` as a reward.
 
     The function may carry `version`, `range`, `higher_is_better`, `needs`, `cost` and `self_check` as attributes, which
-    the decorator `reward` sets; without a `range` it is unbounded.
+    the decorator `reward` sets; without a `range` it is unbounded, and without `needs` it may read the prompt's text.
     """
 
     defaults: ClassVar[dict[str, Any]] = {
         "version": "unversioned",
         "range": (-np.inf, np.inf),
         "higher_is_better": True,
-        "needs": (),
+        "needs": ("text",),
         "cost": "",
     }
 

@@ -60,6 +60,11 @@ class Component:
         """The object that is called in the end; two components with the same one must not call it at the same time."""
         return self.reward.function if isinstance(self.reward, FunctionReward) else self.reward
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether a score depends on the prompt: on fields that the reward needs, or on the route. May ask a server."""
+        return self.when is not None or bool(self.reward.needs)
+
     def oriented(self, scores: np.ndarray) -> np.ndarray:
         """float32 [N]: raw scores [N] turned so that higher is better, and capped; NaN kept."""
         turned = (scores * self.sign).astype(np.float32)

@@ -121,7 +121,7 @@ class CompositeReward:
             components=components,
             normalised=self._normalised(usable, groups),
             weights=self.weights.copy(),
-            scores=weighted_average(usable, self.weights),
+            scores=self.averaged(components),
             failed=failed,
             details=[
                 {name: result.details[index] for name, result in zip(self.names, results, strict=True)}
@@ -134,6 +134,10 @@ class CompositeReward:
             },
             failures=failures,
         )
+
+    def averaged(self, components: np.ndarray) -> np.ndarray:
+        """float32 [N]: the scores that go with raw components, float32 [N, K], wherever these were scored."""
+        return weighted_average(self._usable(components), self.weights)
 
     def normalised(self, components: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
         """What advantages consume of raw scores: where a batch was scored in parts, and "batch" must mean all of it.

@@ -94,7 +94,7 @@ class RewardCard(BaseModel):
     version: str = "unversioned"
     range: tuple[float | None, float | None] = (None, None)
     higher_is_better: bool = True
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ("text",)
     cost: str = ""
     weight: float = Field(default=1.0, description="in the server's own configuration; the client's decides")
 

@@ -41,7 +41,7 @@ class Match:
 
     Args:
         items: in the order of the prompts; a prompt's images in natural order.
-        how: what they were matched by, for people.
+        how: what they were matched by, for people; "" = there are no prompts.
         missing: ids of prompts that were left out because they have no image.
         strangers: files that were left out because they belong to no prompt.
     """
@@ -81,6 +81,17 @@ def match_folder(
     source = read_prompt_file(prompts, match)
     pairs, how = _matched(files, source, match, partial)
     return _checked(folder, files, source.prompts, pairs, how, partial, model)
+
+
+def without_prompts(folder: str | Path, *, recursive: bool | None = None, model: str = "") -> list[Item]:
+    """The images of a folder in natural order, for rewards that read no prompt; its relative name stands for each one's prompt.
+
+    Args: as in `match_folder`.
+    Raises: ScoringError as `image_files` does.
+    """
+    folder = Path(folder)
+    names = image_files(folder, recursive)
+    return [Item(str(folder / name), name, Prompt(id=name, text=name), model=model) for name in names]
 
 
 def _matched(files: Sequence[str], source: PromptFile, match: str, partial: bool) -> tuple[Pairs, str]:

@@ -18,13 +18,13 @@ from typing import IO, Any
 
 from xomni_rl.experiments.scoring.errors import ScoringError
 from xomni_rl.experiments.scoring.matching import Item
-from xomni_rl.experiments.scoring.scorers import Components, Scored, build_scorers
+from xomni_rl.experiments.scoring.scorers import Choice, Scored, build_scorers
 
 FORMAT = 1
 
 
-def fingerprint(components: Components, batch_size: int, threads: int, items: Sequence[Item]) -> dict[str, Any]:
-    """What decides the scores: rewards with version and options, batches, prompts, and names, sizes and times of the files.
+def fingerprint(choice: Choice, batch_size: int, threads: int, items: Sequence[Item]) -> dict[str, Any]:
+    """What decides the scores: rewards with version and options, totals, batches, prompts; names, sizes, times of the files.
 
     Raises: ScoringError for a file that is gone.
     """
@@ -36,11 +36,10 @@ def fingerprint(components: Components, batch_size: int, threads: int, items: Se
             raise ScoringError(f"{item.path}: cannot be read: {error.strerror}") from error
         prompts.update(repr((item.prompt, item.sample)).encode())
         images.update(repr((item.model, item.name, state.st_size, state.st_mtime_ns)).encode())
-    scorers = build_scorers(components)
-    versions = {name: scorer.parts[0].reward.version for name, scorer in scorers.items()}
+    versions = {name: scorer.parts[0].reward.version for name, scorer in build_scorers(choice).rewards.items()}
     return {
         "format": FORMAT,
-        "rewards": {name: {**entry, "version": versions[name]} for name, entry in components.items()},
+        "rewards": {name: {**entry, "version": versions[name]} for name, entry in choice.components.items()} | choice.totals,
         "batch size": batch_size,
         "threads": threads,
         "prompts": prompts.hexdigest(),

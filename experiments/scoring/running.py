@@ -15,9 +15,9 @@ from rich.console import Console
 from xomni_rl.experiments.scoring.errors import ScoringError, ScoringInterruptedError
 from xomni_rl.experiments.scoring.files import some
 from xomni_rl.experiments.scoring.gallery import write_gallery
-from xomni_rl.experiments.scoring.matching import Item, Match, match_folder
+from xomni_rl.experiments.scoring.matching import Item, Match, match_folder, without_prompts
 from xomni_rl.experiments.scoring.parts import Parts, fingerprint
-from xomni_rl.experiments.scoring.scorers import Components, build_scorers, components_of
+from xomni_rl.experiments.scoring.scorers import Choice, Scorers, build_scorers, choice_of
 from xomni_rl.experiments.scoring.show import print_summary, progress
 from xomni_rl.experiments.scoring.summary import Summary, summarise
 from xomni_rl.experiments.scoring.table import OUTPUT_SUFFIXES, columns_of, rows_of, write_table
@@ -106,7 +106,7 @@ def score_folder(
 
     Args:
         images: folder of image files; several are models to compare, by name or by the folders' names.
-        prompts: their prompts, see `read_prompt_file`; None = prompts.jsonl in each folder.
+        prompts: their prompts, see `read_prompt_file`; None = prompts.jsonl in each folder, or none if no reward reads any.
         rewards: names of rewards, `module:object`, or mixes.
         out: .csv, .jsonl or .parquet file; written beside and renamed, so that an old one stays whole until the end.
         console: where the progress bar and the summary go; None = nowhere.
@@ -116,16 +116,17 @@ def score_folder(
     """
     how = Options(**options)
     out = _checked_output(Path(out))
-    components = components_of(rewards, how.options)
-    scorers = build_scorers(components)
-    items = _matched(_named(images), prompts, how, console)
+    choice = choice_of(rewards, how.options)
+    scorers = build_scorers(choice)
+    folders = _named(images)
+    items = _matched(folders, _prompt_files(folders, prompts, scorers, how.match), how, console)
     tasks = [items[start : start + how.batch_size] for start in range(0, len(items), how.batch_size)]
-    parts = Parts(out, fingerprint(components, how.batch_size, how.threads, items), len(tasks), restart=how.restart)
+    parts = Parts(out, fingerprint(choice, how.batch_size, how.threads, items), len(tasks), restart=how.restart)
     try:
-        _score_missing(components, tasks, parts, how, console)
+        _score_missing(choice, tasks, parts, how, console)
         columns = columns_of(items, parts)
         _write(out, parts, items, columns)
-        better = {name: scorer.parts[0].reward.higher_is_better for name, scorer in scorers.items()}
+        better = scorers.higher_is_better
         summary = summarise(items, parts, columns, better, how.seed)
         if console is not None:
             print_summary(summary, f"{len(items)} images → {out}", console)
@@ -157,24 +158,45 @@ def _named(images: Folders) -> dict[str, Path]:
     raise ScoringError(f"a folder is given twice: {some([str(folder) for folder in folders])}")
 
 
-def _matched(folders: Mapping[str, Path], prompts: str | Path | None, how: Options, console: Console | None) -> list[Item]:
+def _prompt_files(
+    folders: Mapping[str, Path], prompts: str | Path | None, scorers: Scorers, match: str
+) -> dict[str, Path | None]:
+    """Model → its prompts; None for all where there are none and no reward reads any. Raises: ScoringError if one does."""
+    files = {model: folder / "prompts.jsonl" if prompts is None else Path(prompts) for model, folder in folders.items()}
+    missing = [path for path in files.values() if prompts is None and not path.exists()]
+    if not missing:
+        return dict(files)
+    problem = f"there are no prompts at {missing[0]}; give --prompts FILE"
+    if len(missing) < len(files):
+        raise ScoringError(f"{problem}: other folders have theirs")
+    if scorers.reading_prompts:
+        raise ScoringError(f"{problem}, without which nothing is scored by: {', '.join(scorers.reading_prompts)}")
+    if match != "auto":
+        raise ScoringError(f"{problem}: --match {match} is for images with prompts")
+    return dict.fromkeys(files)
+
+
+def _matched(
+    folders: Mapping[str, Path], prompts: Mapping[str, Path | None], how: Options, console: Console | None
+) -> list[Item]:
     items: list[Item] = []
     for model, folder in folders.items():
-        found = match_folder(
-            folder,
-            folder / "prompts.jsonl" if prompts is None else prompts,
-            match=how.match,
-            partial=how.partial,
-            recursive=how.recursive,
-            model=model,
-        )
+        found = _match(folder, prompts[model], how, model)
         if console is not None:
             console.print(_how_matched(folder, found), markup=False, highlight=False, soft_wrap=True)
         items += found.items
     return items
 
 
+def _match(folder: Path, prompts: Path | None, how: Options, model: str) -> Match:
+    if prompts is None:
+        return Match(without_prompts(folder, recursive=how.recursive, model=model), "", [], [])
+    return match_folder(folder, prompts, match=how.match, partial=how.partial, recursive=how.recursive, model=model)
+
+
 def _how_matched(folder: Path, match: Match) -> str:
+    if not match.how:
+        return f"{folder}: {len(match.items)} images without prompts"
     prompts = len({item.prompt.id for item in match.items})
     text = f"{folder}: {len(match.items)} images of {prompts} prompts, matched by {match.how}"
     if match.missing:
@@ -185,7 +207,7 @@ def _how_matched(folder: Path, match: Match) -> str:
 
 
 def _score_missing(
-    components: Components, tasks: Sequence[Sequence[Item]], parts: Parts, how: Options, console: Console | None
+    choice: Choice, tasks: Sequence[Sequence[Item]], parts: Parts, how: Options, console: Console | None
 ) -> None:
     """Scores the batches that are not there yet."""
     finished = parts.finished()
@@ -201,7 +223,7 @@ def _score_missing(
 
     with progress(console, total, done) as advance, arithmetic_threads(how.threads):
         alone = count <= 1
-        kept = in_this_process(components, missing) if alone else in_workers(components, missing, count, how.threads, warn)
+        kept = in_this_process(choice, missing) if alone else in_workers(choice, missing, count, how.threads, warn)
         for images in kept:
             advance(images)
 

@@ -58,7 +58,7 @@ def print_summary(summary: Summary, title: str, console: Console) -> None:
         console.print(_comparisons(summary))
     for problem in summary.problems:
         console.print(problem, markup=False, style="red")
-    hidden = summary.unreadable + sum(summary.failed.values()) - len(summary.problems)
+    hidden = summary.troubled - len(summary.problems)
     if hidden > 0:
         console.print(f"and {hidden} more in the column error", style="red")
 

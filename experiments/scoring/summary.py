@@ -72,6 +72,7 @@ class Summary:
         rewards: (model, column) → its summary; the model is "" where there is one.
         comparisons: of every two models.
         unreadable: files that are no image.
+        troubled: images with an error of any kind.
         failed: reward → images that it failed on.
         problems: "file: reason" of the first `LISTED` of them.
     """
@@ -79,6 +80,7 @@ class Summary:
     rewards: dict[tuple[str, str], RewardSummary] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
     unreadable: int = 0
+    troubled: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -108,6 +110,7 @@ def summarise(
             scores[start + offset] = [np.nan if row.get(column) is None else row[column] for _, column in names]
             for reward in scored.failed[offset]:
                 failed[reward][start + offset] = True
+        summary.troubled += sum(1 for row in scored.rows if row.get("error"))
         room = LISTED - len(summary.problems)
         summary.problems += islice(_problems(scored, items[start:stop]), room)
         start = stop

@@ -42,9 +42,10 @@ class Columns:
 
 
 def columns_of(items: Sequence[Item], parts: Parts) -> Columns:
-    """The columns that images and batches need, whatever order the batches were scored in."""
+    """The columns that images and batches need, whatever order the batches were scored in; no prompts, no column of them."""
     first = ["model"] * any(item.model for item in items) + ["file", "prompt_id"]
-    columns = Columns([*first, *["sample"] * any(item.sample > 1 for item in items), "prompt"])
+    prompted = any(item.prompt.text != item.name for item in items)
+    columns = Columns([*first, *["sample"] * any(item.sample > 1 for item in items), *["prompt"] * prompted])
     for scored in parts.read():
         for name, found in scored.figures.items():
             known = columns.figures.setdefault(name, [])

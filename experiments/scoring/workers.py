@@ -22,7 +22,7 @@ from xomni_rl.commands.errors import is_for_people, sentence
 from xomni_rl.experiments.scoring.errors import ScoringError
 from xomni_rl.experiments.scoring.matching import Item
 from xomni_rl.experiments.scoring.parts import write_part
-from xomni_rl.experiments.scoring.scorers import Components, build_scorers, score_batch
+from xomni_rl.experiments.scoring.scorers import Choice, build_scorers, score_batch
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -35,21 +35,19 @@ class Task:
     items: Sequence[Item]
 
 
-def in_this_process(components: Components, tasks: Iterator[Task]) -> Iterator[int]:
+def in_this_process(choice: Choice, tasks: Iterator[Task]) -> Iterator[int]:
     """Scores batches one after another; yields the number of images of each once it is kept."""
-    scorers = build_scorers(components)
+    scorers = build_scorers(choice)
     for task in tasks:
         write_part(task.path, score_batch(scorers, task.items))
         yield len(task.items)
 
 
-def in_workers(
-    components: Components, tasks: Iterator[Task], workers: int, threads: int, warn: Callable[[str], None]
-) -> Iterator[int]:
+def in_workers(choice: Choice, tasks: Iterator[Task], workers: int, threads: int, warn: Callable[[str], None]) -> Iterator[int]:
     """Scores batches in processes; yields the number of images of each once it is kept, in no order.
 
     Args:
-        components: built anew in every process.
+        choice: its rewards are built anew in every process.
         tasks: the batches; taken as processes become free.
         workers: processes, each with its share of the cores.
         threads: of each process's arithmetic.
@@ -59,7 +57,7 @@ def in_workers(
     cores = usable_cores()
     share = max(1, len(cores) // workers)
     slices = [cores[(share * n) % len(cores) :][:share] for n in range(workers)]
-    pool = [_Worker(components, each, threads) for each in slices]
+    pool = [_Worker(choice, each, threads) for each in slices]
     retried: set[Path] = set()
     try:
         for worker in pool:
@@ -81,7 +79,7 @@ def in_workers(
                     )
                 retried.add(task.path)
                 warn(f"a process died ({cause}); its images are scored again by a new one")
-                pool[pool.index(worker)] = fresh = _Worker(components, worker.cores, threads)
+                pool[pool.index(worker)] = fresh = _Worker(choice, worker.cores, threads)
                 fresh.take(task)
     finally:
         for worker in pool:
@@ -118,13 +116,13 @@ class _Worker:
 
     process: BaseProcess
 
-    def __init__(self, components: Components, cores: Sequence[int], threads: int) -> None:
+    def __init__(self, choice: Choice, cores: Sequence[int], threads: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.cores = cores
         self.task: Task | None = None
         self.connection, theirs = context.Pipe()
         with _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))):
-            self.process = context.Process(target=_work, args=(theirs, components, cores), daemon=True)
+            self.process = context.Process(target=_work, args=(theirs, choice, cores), daemon=True)
             self.process.start()
         theirs.close()
 
@@ -173,13 +171,13 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
             del os.environ[key]
 
 
-def _work(connection: Connection, components: Components, cores: Sequence[int]) -> None:
+def _work(connection: Connection, choice: Choice, cores: Sequence[int]) -> None:
     """A process's life: batches in, a word for each back, until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one decides
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)  # what counts cores for its threads finds its share
     try:
-        scorers = build_scorers(components)
+        scorers = build_scorers(choice)
         while True:
             task = connection.recv()
             write_part(task.path, score_batch(scorers, task.items))

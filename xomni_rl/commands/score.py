@@ -19,7 +19,8 @@ def score(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Their prompts, .jsonl, .txt, .csv, .tsv or .parquet; default: prompts.jsonl among the images.",
+            help="Their prompts, .jsonl, .txt, .csv, .tsv or .parquet; default: prompts.jsonl among the images. Rewards that "
+            "read no prompt, such as aesthetic, do without.",
             show_default=False,
         ),
     ] = None,
@@ -68,6 +69,8 @@ def score(
 
     • xomni-rl score pictures --prompts prompts.jsonl --reward ocr,clip --option ocr.metric=exact --out scores.parquet
 
+    • xomni-rl score photographs --reward aesthetic,sharpness --out scores.csv
+
     • xomni-rl score big --prompts table.parquet --match file_name --reward sharpness --workers 4 --out big.parquet
 
     • xomni-rl score model_a model_b --prompts prompts.jsonl --reward embedded --html
@@ -75,8 +78,8 @@ def score(
     for folder in images:
         if not folder.is_dir():
             raise ConfigError(f"{folder} is no folder of images")
-        if not (prompts or folder / "prompts.jsonl").exists():
-            raise ConfigError(f"there are no prompts at {prompts or folder / 'prompts.jsonl'}; give --prompts FILE")
+    if prompts is not None and not prompts.exists():
+        raise ConfigError(f"there are no prompts at {prompts}; give --prompts FILE")
     from xomni_rl.commands.jobs import parse_options
 
     options = parse_options(option or [])
