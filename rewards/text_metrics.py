@@ -124,8 +124,13 @@ def longtext_counts(recognised: str, ground_truth: Sequence[str], language: str)
     return (read & wanted).total(), wanted.total()
 
 
+def longtext_kept(text: str) -> str:
+    """What LongText-Bench and OneIG-Bench compare of a text: the rest is deleted, not made a space."""
+    return _LONGTEXT_DROPS.sub("", text)
+
+
 def _longtext_units(text: str, language: str) -> Counter[str]:
-    kept = _LONGTEXT_DROPS.sub("", text)
+    kept = longtext_kept(text)
     return Counter("".join(kept.split())) if language == "zh" else Counter(kept.lower().split())
 
 

@@ -3,15 +3,16 @@
 figure = mean over groups g of  Σ_{n in g} top_n / Σ_{n in g} bottom_n
 
 A plain mean is one group with bottom 1; LongText-Bench's score is one group with the words matched over the words wanted;
-GenEval's is the mean over its tasks. Samples of one prompt are drawn together, because images of one prompt are alike; prompts
-are drawn within their group, because the benchmark fixes how many of each there are.
+GenEval's is the mean over its tasks; OneIG-Bench's text score is made of three such figures. Samples of one prompt are drawn
+together, because images of one prompt are alike; prompts are drawn within their group, because the benchmark fixes how many of
+each there are.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 13 and 8.6.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ import numpy as np
 from xomni_rl.experiments.statistics import BATCH, CONFIDENCE, RESAMPLES, MeanInterval, PairedDifference
 
 NOTHING = MeanInterval(np.nan, np.nan, np.nan)
+Ratio = tuple[np.ndarray, np.ndarray]
+"""(top, bottom), float [N] each; a sample in which any of them is NaN takes part in nothing."""
+Combine = Callable[..., Any]
+"""callable(the mean of ratios of each `Ratio`, float or [R]) -> the figure, likewise."""
 
 
 def ratio_interval(
@@ -34,11 +39,22 @@ def ratio_interval(
     Returns: all NaN if nothing is there or a bottom is 0; low and high NaN where a group has fewer than two clusters.
     Raises: ValueError if lengths differ.
     """
-    sums = _group_sums(np.stack([top, bottom], axis=1), clusters, groups)
-    value = _ratio(np.stack([each.sum(axis=0) for each in sums])) if sums else np.nan
+    return combined_interval([(top, bottom)], _itself, clusters, groups, seed)
+
+
+def combined_interval(
+    ratios: Sequence[Ratio], combine: Combine, clusters: Sequence[Any], groups: Sequence[Any] | None = None, seed: int = 0
+) -> MeanInterval:
+    """What `combine` makes of several ratios, with the 95 % percentile interval over draws of all of them together.
+
+    Args and Returns: as in `ratio_interval`.
+    Raises: ValueError if lengths differ.
+    """
+    sums = _group_sums(_stacked(ratios), clusters, groups)
+    value = _combined(np.stack([each.sum(axis=0) for each in sums]), combine) if sums else np.nan
     if np.isnan(value):
         return NOTHING
-    return MeanInterval(float(value), *_ends(float(value), _ratio(_drawn(sums, seed))))
+    return MeanInterval(float(value), *_ends(float(value), _combined(_drawn(sums, seed), combine)))
 
 
 def ratio_difference(
@@ -57,16 +73,46 @@ def ratio_difference(
         clusters, groups, seed: as in `ratio_interval`.
     Returns: all NaN without a pair; only the difference where a group has fewer than two clusters.
     """
-    sums = _group_sums(np.stack([*first, *second], axis=1), clusters, groups)
-    whole = np.stack([each.sum(axis=0) for each in sums]) if sums else np.full((1, 4), np.nan)
-    value = float(_ratio(whole[..., :2]) - _ratio(whole[..., 2:]))
+    return combined_difference([first], [second], _itself, clusters, groups, seed)
+
+
+def combined_difference(
+    first: Sequence[Ratio],
+    second: Sequence[Ratio],
+    combine: Combine,
+    clusters: Sequence[Any],
+    groups: Sequence[Any] | None = None,
+    seed: int = 0,
+) -> PairedDifference:
+    """`ratio_difference` of what `combine` makes of the ratios of `first` and of as many of `second`."""
+    sums = _group_sums(_stacked([*first, *second]), clusters, groups)
+    if not sums:
+        return PairedDifference(np.nan, np.nan, np.nan, np.nan)
+
+    def difference(totals: np.ndarray) -> Any:
+        return _combined(totals[..., : 2 * len(first)], combine) - _combined(totals[..., 2 * len(first) :], combine)
+
+    value = float(difference(np.stack([each.sum(axis=0) for each in sums])))
     if np.isnan(value):
         return PairedDifference(np.nan, np.nan, np.nan, np.nan)
-    resampled = _drawn(sums, seed)
-    drawn = _ratio(resampled[..., :2]) - _ratio(resampled[..., 2:])
+    drawn = difference(_drawn(sums, seed))
     drawn = drawn[~np.isnan(drawn)]
     better = float(((drawn > 0) + 0.5 * (drawn == 0)).mean()) if drawn.size else np.nan
     return PairedDifference(value, *_ends(value, drawn), better)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _stacked(ratios: Sequence[Ratio]) -> np.ndarray:
+    """[N, 2P]: top and bottom of each."""
+    return np.stack([column for ratio in ratios for column in ratio], axis=1)
+
+
+def _combined(sums: np.ndarray, combine: Combine) -> Any:
+    """[…, G, 2P] sums -> […] what is made of the P means of ratios."""
+    return combine(*(_ratio(sums[..., start : start + 2]) for start in range(0, sums.shape[-1], 2)))
 
 
 def _ratio(sums: np.ndarray) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,19 +23,46 @@ from xomni_rl.rewards.base import Reward, RewardError, RewardResult
 
 @dataclass(frozen=True)
 class Figure:
-    """How a number comes out of the rows: the mean over `by` of Σ top / Σ bottom; larger is better.
+    """How a number comes out of the rows: the mean over `by` of Σ top / Σ bottom.
 
     Args:
         name: as it stands in tables.
         top: column; NaN = the image takes no part.
         bottom: column; "" = 1, which makes it a mean over images.
         by: column of the groups that count alike; "" = none.
+        higher_is_better: what "better" means where models are compared.
     """
 
     name: str
     top: str
     bottom: str = ""
     by: str = ""
+    higher_is_better: bool = True
+
+    @property
+    def parts(self) -> tuple[Figure, ...]:
+        return (self,)
+
+    def combine(self, value: Any) -> Any:
+        return value
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A number made of figures, resampled with them.
+
+    Args:
+        name: as it stands in tables.
+        parts: the figures; an image takes part if it does in all of them.
+        combine: callable(a value of each part, float or array) -> the number.
+        by, higher_is_better: as in `Figure`.
+    """
+
+    name: str
+    parts: tuple[Figure, ...]
+    combine: Callable[..., Any]
+    by: str = ""
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,7 +94,7 @@ class Suite(ABC):
     images_per_prompt: ClassVar[int] = 4
     origin: ClassVar[str] = ""
     category: ClassVar[str] = "category"
-    draws: ClassVar[bool] = True
+    draws: bool = True
     version: ClassVar[str] = "1"
     options: Mapping[str, Any]
 
@@ -83,7 +110,7 @@ class Suite(ABC):
         """
 
     @abstractmethod
-    def figures(self) -> tuple[Figure, ...]:
+    def figures(self) -> tuple[Figure | Combined, ...]:
         """The figures, the benchmark's own first."""
 
     def names(self, prompt: Prompt, number: int, count: int) -> tuple[str, ...]:

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xomni_rl.experiments.evaluation.figures import ratio_difference, ratio_interval
-from xomni_rl.experiments.evaluation.suite import Figure
+from xomni_rl.experiments.evaluation.figures import Ratio, combined_difference, combined_interval
+from xomni_rl.experiments.evaluation.suite import Combined, Figure
 
 PAIR = ["prompt_id", "number"]
 """Columns that say which samples of two models belong together."""
 
 
 def summarise(
-    table: pd.DataFrame, models: Sequence[str], figures: Sequence[Figure], category: str, seed: int = 0
+    table: pd.DataFrame, models: Sequence[str], figures: Sequence[Figure | Combined], category: str, seed: int = 0
 ) -> dict[str, Any]:
     """All figures of a table.
 
@@ -31,7 +31,8 @@ def summarise(
         same; `differences`: of each figure for each two models, the later less the earlier, on the samples that both have.
         A number that there is not is None.
     """
-    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *(c for f in figures for c in (f.top, f.bottom) if c)])))
+    used = (column for figure in figures for part in figure.parts for column in (part.top, part.bottom) if column)
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *used])))
     parts = {model: table[table["model"] == model] for model in models}
     found: dict[str, Any] = {"models": {model: _cells(part, figures, seed) for model, part in parts.items()}}
     names = sorted(table[category].astype(str).unique()) if category in table else []
@@ -47,34 +48,40 @@ def summarise(
     return found
 
 
-def _cells(part: pd.DataFrame, figures: Sequence[Figure], seed: int) -> dict[str, dict[str, Any]]:
+def _cells(part: pd.DataFrame, figures: Sequence[Figure | Combined], seed: int) -> dict[str, dict[str, Any]]:
     failed = int(part["error"].notna().sum())
     cells = {}
     for figure in figures:
-        top, bottom = _columns(part, figure)
-        mean, low, high = ratio_interval(top, bottom, list(part["prompt_id"]), _groups(part, figure), seed)
-        scored = int((~np.isnan(top + bottom)).sum())
+        ratios = [_columns(part, each) for each in figure.parts]
+        mean, low, high = combined_interval(ratios, figure.combine, list(part["prompt_id"]), _groups(part, figure), seed)
+        scored = _complete(ratios)
         counts = {"scored": scored, "not_applicable": len(part) - scored - failed, "failed": failed}
         cells[figure.name] = _plain({"mean": mean, "low": low, "high": high}) | counts
     return cells
 
 
-def _difference(first: pd.DataFrame, second: pd.DataFrame, figure: Figure, seed: int) -> dict[str, Any]:
+def _difference(first: pd.DataFrame, second: pd.DataFrame, figure: Figure | Combined, seed: int) -> dict[str, Any]:
     both = second.merge(first, on=PAIR, suffixes=("", "_first"))
-    bottom = figure.bottom and f"{figure.bottom}_first"
-    earlier = _columns(both, Figure(figure.name, f"{figure.top}_first", bottom))
-    later = _columns(both, figure)
-    found = ratio_difference(later, earlier, list(both["prompt_id"]), _groups(both, figure), seed)
-    return _plain(found._asdict()) | {"pairs": int((~np.isnan(np.sum([*later, *earlier], axis=0))).sum())}
+    later = [_columns(both, part) for part in figure.parts]
+    earlier = [_columns(both, part, "_first") for part in figure.parts]
+    found = combined_difference(later, earlier, figure.combine, list(both["prompt_id"]), _groups(both, figure), seed)
+    if not figure.higher_is_better:
+        found = found._replace(probability_better=1 - found.probability_better)
+    return _plain(found._asdict()) | {"pairs": _complete([*later, *earlier])}
 
 
-def _columns(part: pd.DataFrame, figure: Figure) -> tuple[np.ndarray, np.ndarray]:
+def _columns(part: pd.DataFrame, figure: Figure, suffix: str = "") -> Ratio:
     """(top [N], bottom [N]); NaN in failed samples."""
-    top = part[figure.top].to_numpy(np.float64, na_value=np.nan)
-    return top, part[figure.bottom].to_numpy(np.float64, na_value=np.nan) if figure.bottom else np.ones(len(part))
+    top = part[figure.top + suffix].to_numpy(np.float64, na_value=np.nan)
+    return top, part[figure.bottom + suffix].to_numpy(np.float64, na_value=np.nan) if figure.bottom else np.ones(len(part))
 
 
-def _groups(part: pd.DataFrame, figure: Figure) -> list[str] | None:
+def _complete(ratios: Sequence[Ratio]) -> int:
+    """How many samples take part."""
+    return int((~np.isnan(np.sum([column for ratio in ratios for column in ratio], axis=0))).sum())
+
+
+def _groups(part: pd.DataFrame, figure: Figure | Combined) -> list[str] | None:
     return [str(value) for value in part[figure.by]] if figure.by else None
 
 

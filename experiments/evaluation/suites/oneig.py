@@ -1,8 +1,8 @@
 """OneIG-Bench, the part that needs a VLM alone: alignment, by questions that depend on each other (arXiv:2506.07977).
 
 `compat=published` lets a no count against the questions that depend on it directly, as the published script does; `fixed`
-against all that depend on it, however far down. Left out: text (its cleaning is not reproduced here; LongText-Bench measures
-the same ability), reasoning, style and diversity, which need other models.
+against all that depend on it, however far down. Text is the suite `oneig_text`. Left out: reasoning, style and diversity, which
+need other models.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ORIGIN = "OneIG-Bench's questions are scripts/alignment/Q_D/{anime,human,object}
 
 @suites.register("oneig")
 class OneIg(QuestionSuite):
-    """OneIG-Bench's alignment by any VLM, of folders of images; text, reasoning, style and diversity are left out.
+    """OneIG-Bench's alignment by any VLM, of folders of images; text is oneig_text; reasoning, style, diversity are left out.
 
     Args: as in `QuestionSuite`.
     """
