@@ -12,7 +12,7 @@ from xomni_rl.rewards.base import RewardUnavailableError
 from xomni_rl.rewards.models import Source
 from xomni_rl.rewards.models import read_tensors as read_weights
 from xomni_rl.stack.stack import Stack, StackError
-from xomni_rl.stack.tensor_files import check_fits, read_header, read_tensors
+from xomni_rl.stack.tensor_files import check_fits, read_entries, read_tensors
 
 FILES = (
     "autoregressive/model.safetensors",
@@ -81,7 +81,7 @@ def test_header_that_claims_gigabytes_takes_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "huge.safetensors"
     path.write_bytes((2**40).to_bytes(8, "little") + b"{}")
     with pytest.raises(ValueError, match="damaged or cut off"):
-        read_header(path)
+        read_entries(path)
 
 
 def test_module_that_a_file_fits_is_accepted(folder: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from xomni_rl.stack.tensor_files import read_header, read_shapes, read_tensors, shards
+from xomni_rl.stack.tensor_files import read_entries, read_tensors, shards
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_header_has_names_and_shapes_without_the_numbers(file: Path) -> None:
-    assert read_header(file) == {"a": (2, 3), "b": (4,)}
+def test_header_has_names_types_and_shapes_without_the_numbers(file: Path) -> None:
+    assert read_entries(file) == {"a": ("F32", (2, 3)), "b": ("F32", (4,))}
 
 
 def test_folder_is_read_shard_by_shard_as_its_index_says(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_folder_is_read_shard_by_shard_as_its_index_says(tmp_path: Path) -> None
     save_file({"c": torch.zeros(3)}, tmp_path / "of_another.safetensors")
     index = {"weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors"}}
     (tmp_path / "x.safetensors.index.json").write_text(json.dumps(index))
-    assert read_shapes(tmp_path) == {"a": (2,), "b": (3,)}
+    assert read_entries(tmp_path) == {"a": ("F32", (2,)), "b": ("F32", (3,))}
     assert read_tensors(tmp_path).keys() == {"a", "b"}
     (tmp_path / "x-2.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks x-2\.safetensors"):
@@ -38,9 +38,18 @@ def test_folder_is_read_shard_by_shard_as_its_index_says(tmp_path: Path) -> None
 
 
 def test_damaged_index_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors.index.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"x\.safetensors\.index\.json is damaged"):
-        shards(tmp_path)
+    for content in ("[]", "{", '{"weight_map": {"a": 3}}', "[" * 100_000):
+        (tmp_path / "x.safetensors.index.json").write_text(content)
+        with pytest.raises(ValueError, match=r"x\.safetensors\.index\.json is damaged"):
+            shards(tmp_path)
+
+
+def test_index_names_files_of_its_own_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    save_file({"a": torch.zeros(2)}, tmp_path / "outside.safetensors")
+    (tmp_path / "folder/x.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
+    with pytest.raises(FileNotFoundError, match=r"lacks outside\.safetensors"):
+        shards(tmp_path / "folder")
 
 
 @given(cut=st.integers(0, 200))
@@ -49,7 +58,7 @@ def test_file_cut_off_anywhere_is_an_error(file: Path, cut: int) -> None:
     whole = file.read_bytes()
     shorter = file.with_name("shorter.safetensors")
     shorter.write_bytes(whole[: min(cut, len(whole) - 1)])
-    for read in (read_header, read_tensors):
+    for read in (read_entries, read_tensors):
         with pytest.raises(ValueError, match="damaged"):
             read(shorter)
 
@@ -57,7 +66,7 @@ def test_file_cut_off_anywhere_is_an_error(file: Path, cut: int) -> None:
 def test_header_that_claims_to_be_huge_is_not_believed(file: Path) -> None:
     file.write_bytes((2**62).to_bytes(8, "little") + file.read_bytes()[8:])
     with pytest.raises(ValueError, match="damaged or cut off"):
-        read_header(file)
+        read_entries(file)
 
 
 @pytest.mark.parametrize("key", [None, "state_dict", "model"])

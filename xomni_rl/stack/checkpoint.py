@@ -20,18 +20,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2TokenizerFast
 
 from xomni_rl.stack.any_resolution import AnyResolution
 from xomni_rl.stack.autoregressive import XOmniConfig, XOmniForCausalLM
 from xomni_rl.stack.decoder import DiffusionDecoder
-from xomni_rl.stack.flux import FLUX_PARTS, joined_tensors, load_flux_decoder, new_transformer, transformer_config
+from xomni_rl.stack.described import one_sentence, read_config
+from xomni_rl.stack.flux import joined_tensors, load_flux_decoder, new_transformer, transformer_config
+from xomni_rl.stack.flux_parts import check_flux
 from xomni_rl.stack.image_tokenizer import SemanticImageTokenizer, VQProjector, load_exactly
 from xomni_rl.stack.siglip import heads_of, new_vision, renamed, vision_config
-from xomni_rl.stack.tensor_files import check_fits, compare_shapes, read_header, read_shapes, read_tensors
+from xomni_rl.stack.tensor_files import (
+    FLOATING,
+    PICKLED,
+    check_fits,
+    compare_shapes,
+    read_entries,
+    read_tensors,
+    refuse_whole_numbers,
+)
 
 PIXELS_PER_TOKEN = 16
+BESIDES = "image_tokenizer"
+"""In the names of tensors that may lie among the autoregressive model's and are not its own."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ def is_published(folder: Path) -> bool:
     """Whether a folder is in the published layout: its config.json is an X-Omni model's."""
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == XOmniConfig.model_type
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -85,12 +96,9 @@ def read_published(folder: str | Path, flux: str | Path | None = None) -> Publis
     Raises: ValueError if config.json is damaged or lacks `vision_config`.
     """
     folder = Path(folder)
-    try:
-        config = XOmniConfig.from_pretrained(folder, local_files_only=True)
-    except StrictDataclassError as error:
-        raise ValueError(
-            f"{folder / 'config.json'} is no X-Omni configuration: {str(error).splitlines()[-1].strip()}"
-        ) from error
+    described = read_config(folder / "config.json", model_type=XOmniConfig.model_type)
+    with one_sentence(folder / "config.json"):
+        config = XOmniConfig.from_dict(described)
     vision = config.vision_config
     parts = ("encoder", "decoder")
     if not isinstance(vision, dict) or not all(isinstance(vision.get(part), dict) for part in parts):
@@ -98,17 +106,16 @@ def read_published(folder: str | Path, flux: str | Path | None = None) -> Publis
             f"{folder / 'config.json'} lacks vision_config with {' and '.join(parts)}: "
             "image tokenizer and decoder cannot be found without it"
         )
-    known = AnyResolution.__dataclass_fields__
-    transform = {name: value for name, value in (vision.get("transform") or {}).items() if name in known}
-    return Published(
-        folder, None if flux is None else Path(flux), config, vision["encoder"], vision["decoder"], AnyResolution(**transform)
-    )
+    with one_sentence(folder / "config.json"):
+        known = AnyResolution.__dataclass_fields__
+        transform = AnyResolution(**{name: each for name, each in (vision.get("transform") or {}).items() if name in known})
+    return Published(folder, None if flux is None else Path(flux), config, vision["encoder"], vision["decoder"], transform)
 
 
 def problems(published: Published) -> Iterator[tuple[str, str | None]]:
     """Every part of a checkpoint with what is wrong with it; None = in order. Only headers are read."""
     yield "autoregressive model", _first_problem(lambda: _check_model(published))
-    yield "text tokenizer", _first_problem(lambda: _check_tokenizer(published))
+    yield "text tokenizer", _first_problem(lambda: load_text_tokenizer(published))
     yield "vision encoder", _first_problem(lambda: _check_vision(published))
     yield "projector", _first_problem(lambda: _check_projector(published))
     yield "decoder", _first_problem(lambda: _check_decoder(published))
@@ -118,18 +125,32 @@ def problems(published: Published) -> Iterator[tuple[str, str | None]]:
 def load_model(published: Published, dtype: torch.dtype) -> XOmniForCausalLM:
     """Raises: OSError or ValueError for a missing, damaged or unfitting file."""
     _check_model(published)  # transformers would fill in what is missing with random numbers
-    return XOmniForCausalLM.from_pretrained(published.folder, local_files_only=True, use_safetensors=True, dtype=dtype).eval()
+    folder = published.folder
+    state = {name: tensor for name, tensor in read_tensors(folder).items() if BESIDES not in name}
+    model: Any = XOmniForCausalLM.from_pretrained(None, config=published.config, state_dict=state, dtype=dtype)
+    model.config.name_or_path = str(folder)
+    if (folder / "generation_config.json").is_file():
+        with one_sentence(folder / "generation_config.json"):
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model.eval()
 
 
 def load_text_tokenizer(published: Published) -> PreTrainedTokenizerFast:
     """Raises: OSError or ValueError for a missing or damaged file."""
-    _check_tokenizer(published)
-    kind = PreTrainedTokenizerFast if (published.folder / "tokenizer.json").is_file() else Qwen2TokenizerFast
-    return kind.from_pretrained(published.folder, local_files_only=True)
+    folder = published.folder
+    if not (folder / "tokenizer.json").is_file() and not all(
+        (folder / name).is_file() for name in ("vocab.json", "merges.txt")
+    ):
+        raise FileNotFoundError(f"{folder} lacks tokenizer.json, or vocab.json and merges.txt")
+    kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else Qwen2TokenizerFast
+    with one_sentence(folder / ("tokenizer.json" if kind is PreTrainedTokenizerFast else "vocab.json")):
+        return kind.from_pretrained(folder, local_files_only=True)
 
 
 def load_image_tokenizer(published: Published) -> SemanticImageTokenizer:
     """Raises: OSError or ValueError for a missing, damaged or unfitting file."""
+    _check_vision(published)
+    _check_projector(published)
     state = renamed(read_tensors(published.vision_file))
     vision = new_vision(_vision_config(published, state))
     load_exactly(vision, state, str(published.vision_file))
@@ -155,7 +176,7 @@ def _vision_config(published: Published, state: Mapping[str, Any]) -> Any:
 def _first_problem(check: Any) -> str | None:
     try:
         check()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # libraries' errors about damaged files share no class
         return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return None
 
@@ -165,44 +186,34 @@ def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _check_model(published: Published) -> None:
-    with torch.device("meta"):
+    with one_sentence(published.folder / "config.json"), torch.device("meta"):
         model = XOmniForCausalLM(published.config)
-    check_fits(published.folder, model, besides="image_tokenizer")
-
-
-def _check_tokenizer(published: Published) -> None:
-    folder = published.folder
-    if not (folder / "tokenizer.json").is_file() and not all(
-        (folder / name).is_file() for name in ("vocab.json", "merges.txt")
-    ):
-        raise FileNotFoundError(f"{folder} lacks tokenizer.json, or vocab.json and merges.txt")
+    check_fits(published.folder, model, besides=BESIDES)
 
 
 def _check_vision(published: Published) -> None:
-    shapes = _file_shapes(published.vision_file)
-    with torch.device("meta"):
+    shapes = _weights(published.vision_file)
+    with one_sentence(published.vision_file), torch.device("meta"):
         state = renamed({name: torch.empty(shape) for name, shape in shapes.items()})
         wanted = _shapes(new_vision(_vision_config(published, state)))
     compare_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, wanted, published.vision_file)
 
 
 def _check_projector(published: Published) -> None:
-    with torch.device("meta"):
+    with one_sentence(published.folder / "config.json"), torch.device("meta"):
         wanted = _shapes(VQProjector(**published.projector_sizes))
-    compare_shapes(_file_shapes(published.projector_file), wanted, published.projector_file)
+    compare_shapes(_weights(published.projector_file), wanted, published.projector_file)
 
 
 def _check_decoder(published: Published) -> None:
     _check_upscaling(published)
     folder, features = published.decoder_folder, published.projector_sizes["z_channels"]
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} lacks config.json")
-    config = transformer_config(folder)
-    plain = new_transformer(config)
-    with torch.device("meta"):
-        found = {name: torch.empty(shape) for name, shape in read_shapes(folder).items()}
+    config, shapes = transformer_config(folder), _weights(folder)
+    with one_sentence(folder), torch.device("meta"):
+        plain, wanted = new_transformer(config), _shapes(new_transformer(config, features))
+        found = {name: torch.empty(shape) for name, shape in shapes.items()}
         state = joined_tensors(found, set(plain.state_dict()), plain.inner_dim, features)
-    compare_shapes({name: tuple(t.shape) for name, t in state.items()}, _shapes(new_transformer(config, features)), folder)
+    compare_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, wanted, folder)
 
 
 def _check_upscaling(published: Published) -> None:
@@ -218,15 +229,21 @@ def _check_upscaling(published: Published) -> None:
 def _check_flux(published: Published) -> None:
     if published.flux is None:
         raise FileNotFoundError("no folder given: give FLUX.1-dev's with flux=FOLDER (its own transformer is not needed)")
-    missing = [part for part in FLUX_PARTS if not (published.flux / part).is_dir()]
-    if missing:
-        raise FileNotFoundError(f"{published.flux} lacks {', '.join(missing)}")
-    for part in ("text_encoder", "text_encoder_2", "vae"):
-        read_shapes(published.flux / part)
+    check_flux(published.flux)
 
 
-def _file_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Of a safetensors file its header's; a pickled one has to be read."""
-    if path.suffix == ".safetensors" and path.is_file():
-        return read_header(path)
-    return {name: tuple(tensor.shape) for name, tensor in read_tensors(path).items()}
+def _weights(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of floating point tensors, from headers; a pickled file has to be read.
+
+    Raises: OSError or ValueError for a missing or damaged file, or one with whole numbers.
+    """
+    if path.suffix in PICKLED or not path.exists():
+        read = read_tensors(path)
+        whole = [name for name, tensor in read.items() if not tensor.is_floating_point()]
+        shapes = {name: tuple(tensor.shape) for name, tensor in read.items()}
+    else:
+        entries = read_entries(path)
+        whole = [name for name, (kind, _) in entries.items() if kind not in FLOATING]
+        shapes = {name: shape for name, (_, shape) in entries.items()}
+    refuse_whole_numbers(whole, path)
+    return shapes

@@ -8,25 +8,22 @@ embedding of the latent at their position: W_x·latent + b_x + W_f·features. Th
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 from xomni_rl.stack.decoder import DiffusionDecoder, TrueGuidance
+from xomni_rl.stack.described import read_config
+from xomni_rl.stack.flux_parts import load_prompt_encoder, load_schedule, load_vae
 from xomni_rl.stack.image_tokenizer import VQProjector
-from xomni_rl.stack.prompt_encoder import FluxPromptEncoder
 from xomni_rl.stack.tensor_files import read_tensors, refuse_whole_numbers
 
 LATENT_SIDE = 2
 """Latents of the VAE along each side of one that the transformer sees."""
-FLUX_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
-"""What is read of a FLUX.1 folder; its own transformer is not."""
 QUANTISATIONS = ("int8", "int4")
 
 
@@ -95,7 +92,7 @@ def joined_tensors(state: Mapping[str, Tensor], names: set[str], width: int, fea
 
 def transformer_config(folder: Path) -> dict[str, Any]:
     """What FLUX.1's transformer is made of, from a folder's config.json; other keys are left out."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder / "config.json")
     known = inspect.signature(FluxTransformer2DModel.__init__).parameters
     return {"out_channels": None} | {key: value for key, value in config.items() if key in known and not key.startswith("_")}
 
@@ -160,21 +157,13 @@ def load_flux_decoder(
     transformer = load_transformer(folder, projector.config["z_channels"], dtype)
     if quantisation is not None:
         quantise(transformer, quantisation)
-    local: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
-    vae = AutoencoderKL.from_pretrained(str(flux), subfolder="vae", torch_dtype=dtype, **local)
-    encoder = FluxPromptEncoder(
-        CLIPTextModel.from_pretrained(flux, subfolder="text_encoder", dtype=dtype, **local),
-        AutoTokenizer.from_pretrained(flux, subfolder="tokenizer", local_files_only=True),
-        T5EncoderModel.from_pretrained(flux, subfolder="text_encoder_2", dtype=dtype, **local),
-        AutoTokenizer.from_pretrained(flux, subfolder="tokenizer_2", local_files_only=True),
-    )
     return DiffusionDecoder(
         transformer,
-        FlowMatchEulerDiscreteScheduler.from_pretrained(str(flux), subfolder="scheduler", local_files_only=True),
+        load_schedule(flux),
         projector,
-        FluxCodec(vae.eval(), tiling),
+        FluxCodec(load_vae(flux, dtype), tiling),
         int(settings.get("num_inference_steps", 28)),
-        encoder,
+        load_prompt_encoder(flux, dtype),
         guidance=TrueGuidance(float(settings.get("cfg_scale", 1.0)), float(settings.get("cfg_scale_2", 1.0))),
         batch=batch,
         works_on=works_on,
