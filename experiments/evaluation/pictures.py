@@ -21,6 +21,7 @@ from PIL import Image, PngImagePlugin
 from xomni_rl.experiments.evaluation.errors import EvaluationError
 from xomni_rl.experiments.evaluation.suite import Sample
 from xomni_rl.prompts import Prompt
+from xomni_rl.weights import EMBEDDED
 
 if TYPE_CHECKING:
     from xomni_rl.stack.sampler import SamplingConfig
@@ -54,7 +55,8 @@ class Drawing:
 def is_stack(place: str) -> bool:
     """Whether a place is a stack or run, and not a folder of images."""
     folder = Path(place)
-    return place == "embedded" or (folder / "checkpoints").is_dir() or (folder / "config.json").is_file()
+    made_of = ("checkpoints", "config.json", "stack.json")
+    return place in EMBEDDED or any((folder / name).exists() for name in made_of)
 
 
 def find_images(folder: Path, samples: Sequence[Sample]) -> list[Path | None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import nn
 
 from xomni_rl.policies.lora import TARGETS
 from xomni_rl.stack.autoregressive import XOmniConfig, XOmniForCausalLM
+from xomni_rl.weights import EMBEDDED
 
 FULL_SIZE: dict[str, Any] = {
     "vocab_size": 152064,
@@ -144,8 +145,8 @@ class PartSizes:
 
 def model_config(path: str) -> XOmniConfig | None:
     """Configuration of the autoregressive model of a stack folder or of a published checkpoint; None if nothing is there."""
-    if path == "embedded":
-        with as_file(files("xomni_rl.weights") / "signs") as folder:
+    if path in EMBEDDED:
+        with as_file(files("xomni_rl.weights") / EMBEDDED[path]) as folder:
             return model_config(str(folder))
     for file in (Path(path) / "autoregressive" / "config.json", Path(path) / "config.json"):
         if file.is_file():
@@ -155,13 +156,15 @@ def model_config(path: str) -> XOmniConfig | None:
 
 def part_sizes(path: str) -> PartSizes:
     """The other parts of a stack folder from its files' headers; of anything else those of the full size."""
-    if path == "embedded":
-        with as_file(files("xomni_rl.weights") / "signs") as folder:
+    if path in EMBEDDED:
+        with as_file(files("xomni_rl.weights") / EMBEDDED[path]) as folder:
             return part_sizes(str(folder))
     folder = Path(path)
     if not (folder / "stack.json").is_file():
         return full_size_parts()
     described = json.loads((folder / "stack.json").read_text(encoding="utf-8"))
+    if "shares" in described:
+        return replace(part_sizes(described["shares"]), default_size=tuple(described["default_size"]))
     transformer = json.loads((folder / "decoder/transformer/config.json").read_text(encoding="utf-8"))
     vision = json.loads((folder / "vision/config.json").read_text(encoding="utf-8"))
     height, width = described["default_size"]

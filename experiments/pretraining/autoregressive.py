@@ -28,18 +28,25 @@ class AutoregressiveTrainer(nn.Module):
     A step's random choices come from `rng`, set before every call.
     """
 
-    def __init__(self, model: XOmniForCausalLM, tokenizer: SemanticImageTokenizer, prompt_format: PromptFormat) -> None:
+    def __init__(
+        self,
+        model: XOmniForCausalLM,
+        tokenizer: SemanticImageTokenizer,
+        prompt_format: PromptFormat,
+        reading_share: float = READING_SHARE,
+    ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer.requires_grad_(False)
         self.format = prompt_format
+        self.reading_share = reading_share
         self.rng = np.random.default_rng(0)
 
     def forward(self, batch: Signs) -> tuple[Tensor, dict[str, float]]:
         """Mean cross-entropy of image tokens plus mean cross-entropy of answers, nats."""
         with torch.no_grad():
             tokens = self.tokenizer(to_pixels(batch.images))
-        reading = round(len(tokens) * READING_SHARE)
+        reading = round(len(tokens) * self.reading_share)
         writing = self._writing_loss(batch.prompts()[reading:], tokens[reading:])
         answers = self._reading_loss(batch, tokens[:reading])
         return writing + answers, {"writing": float(writing.detach()), "reading": float(answers.detach())}

@@ -91,7 +91,7 @@ def sign_batch(rng: np.random.Generator, count: int, *, heldout: bool = False, p
 def long_sign_batch(rng: np.random.Generator, size: str, count: int, *, heldout: bool = False) -> LongSignBatch:
     """Draws and renders `count` signs of one size and split."""
     signs = [draw_sign(rng, size, heldout=heldout) for _ in range(count)]
-    return LongSignBatch(np.stack([render_long_sign(sign, rng) for sign in signs]), signs)
+    return LongSignBatch(np.stack([render_long_sign(sign) for sign in signs]), signs)
 
 
 def character_columns(texts: list[str], alphabet: str, columns: int) -> Tensor:

@@ -92,7 +92,7 @@ def _scores(reward: Reward, images: list[np.ndarray], prompts: list[Prompt]) -> 
     return list(reward(images, prompts).scores)
 
 
-def write_long_card(path: Path, figures: dict[str, LongFigures], seed: int, stage: Stage, seconds: float) -> None:
+def write_long_card(path: Path, figures: dict[str, LongFigures], seed: int, stages: Sequence[Stage], seconds: float) -> None:
     """Writes the card as Markdown; the last row is the mean over the sizes."""
     names = [field.name for field in fields(LongFigures) if field.name != "count"]
     columns = {
@@ -102,10 +102,11 @@ def write_long_card(path: Path, figures: dict[str, LongFigures], seed: int, stag
     rows = "\n".join(f"| {size} | {' | '.join(f'{v:.3f}' for v in values)} |" for size, values in columns.items())
     head = f"| size | {' | '.join(name.replace('_', ' ') for name in names)} |\n|{'---|' * (len(names) + 1)}"
     count = next(iter(figures.values())).count
+    steps = ", ".join(f"{stage.name} {stage.steps} steps of {stage.batch} signs" for stage in stages)
     path.write_text(
         f"# Embedded stack of larger signs\n\n"
-        f"Made by `xomni-rl pretrain --domain long_signs --seed {seed}`: {stage.name} {stage.steps} steps of {stage.batch} "
-        f"signs of each size,\ngoing on from the embedded stack, whose image tokenizer and decoder it shares.\n\n"
+        f"Made by `xomni-rl pretrain --domain long_signs --seed {seed}`: {steps};\n"
+        f"goes on from the embedded stack, whose image tokenizer and decoder it shares.\n\n"
         f"Time: {seconds / 60:.0f} minutes.\n\n"
         f"Measured on {count} signs of each size whose words never occur in training, at temperature 1 without guidance:\n\n"
         f"{head}\n{rows}\n\n"

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 
@@ -25,8 +24,33 @@ from .long_card import evaluate_long_stack, write_long_card, write_long_picture
 from .loop import Stage, run_stage
 from .recipe import claim, finish
 
-LONG = Stage("ar-long", 420, batch=12, learning_rate=1.5e-3, weight_decay=0.01, beta2=0.98, save_every=100)
-"""Its batch counts the signs of each size. Far too few steps yet: docs/results/long_text.md has the figures."""
+
+@dataclass(frozen=True)
+class Lesson:
+    """A stage and what one of its steps holds.
+
+    Attributes:
+        stage: its batch is the sum of `signs`.
+        signs: how many of each size.
+    """
+
+    stage: Stage
+    signs: dict[str, int]
+
+
+def _lesson(name: str, steps: int, signs: dict[str, int]) -> Lesson:
+    batch = sum(signs.values())
+    return Lesson(Stage(name, steps, batch, learning_rate=8e-4, weight_decay=0.01, beta2=0.98, save_every=100), signs)
+
+
+LESSONS = (
+    _lesson("ar-line", 900, {"small": 12, "long": 36}),
+    _lesson("ar-lines", 1400, {"small": 8, "long": 12, "square": 12, "wide": 12, "large": 12}),
+)
+"""One line first: where a letter stands in the prompt is learned before which line it stands in. A higher learning rate loses
+what the embedded model knows of it."""
+READING_SHARE = 0.125
+"""Share of a batch that reads signs instead of writing them: reading is learned sooner."""
 DEFAULT_SIZE = SIZES["wide"]
 
 
@@ -46,33 +70,46 @@ def pretrain_long(
     Raises: StackError if `out` holds the work of another seed or recipe.
     """
     out, console = Path(out), console or Console()
-    stage = replace(LONG, steps=6, batch=4, save_every=4) if quick else LONG
+    lessons = [_quick(lesson) for lesson in LESSONS] if quick else LESSONS
     work = out / "pretraining"
     work.mkdir(parents=True, exist_ok=True)
-    claim(work / "recipe.json", {"seed": seed, "stages": [vars(stage)]})
+    claim(work / "recipe.json", {"seed": seed, "lessons": [asdict(lesson) for lesson in lessons]})
     started = time.monotonic()
     stack = Stack.from_pretrained("embedded")
     stack.default_size = DEFAULT_SIZE
-    if (work / stage.name).exists():
-        stack.model.load_state_dict(XOmniForCausalLM.from_pretrained(work / stage.name).state_dict())
-    else:
-        train_long(stage, seed, stack, work / f"{stage.name}.safetensors", console)
-        finish(work / stage.name, stack.model)
-    stack.save_pretrained(out)
+    for lesson in lessons:
+        done = work / lesson.stage.name
+        if done.exists():
+            stack.model.load_state_dict(XOmniForCausalLM.from_pretrained(done).state_dict())
+            continue
+        train_long(lesson, seed, stack, work / f"{lesson.stage.name}.safetensors", console)
+        finish(done, stack.model)
+    stack.save_pretrained(out, shares="embedded")
     card = evaluate_long_stack(stack, count=figures, console=console)
-    write_long_card(out / "README.md", card, seed, stage, time.monotonic() - started)
+    write_long_card(out / "README.md", card, seed, [lesson.stage for lesson in lessons], time.monotonic() - started)
     write_long_picture(out / "signs.png", stack)
     shutil.rmtree(work)
     return Stack.from_pretrained(out)
 
 
-def train_long(stage: Stage, seed: int, stack: Stack, state: Path, console: Console) -> None:
-    """Trains the autoregressive model in place; a step's loss is the mean over all sizes."""
-    trainer = AutoregressiveTrainer(stack.model, stack.image_tokenizer, stack.format)
+def _quick(lesson: Lesson) -> Lesson:
+    signs = dict.fromkeys(lesson.signs, 4)
+    return Lesson(replace(lesson.stage, steps=4, batch=sum(signs.values()), save_every=3), signs)
+
+
+def train_long(lesson: Lesson, seed: int, stack: Stack, state: Path, console: Console) -> None:
+    """Trains the autoregressive model in place, in bfloat16; a step's loss is the mean over its sizes."""
+    trainer = AutoregressiveTrainer(stack.model, stack.image_tokenizer, stack.format, READING_SHARE)
 
     def step_loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        trainer.rng = stream(seed, stage.name, step)
-        losses, parts = zip(*(trainer(long_sign_batch(trainer.rng, size, stage.batch)) for size in SIZES), strict=True)
-        return torch.stack(losses).mean(), {name: float(np.mean([each[name] for each in parts])) for name in parts[0]}
+        trainer.rng = stream(seed, lesson.stage.name, step)
+        losses, parts = [], {}
+        for size, count in lesson.signs.items():
+            batch = long_sign_batch(trainer.rng, size, count)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, found = trainer(batch)
+            losses.append(loss)
+            parts[size] = found["writing"]
+        return torch.stack(losses).mean(), parts
 
-    run_stage(stage, trainer, step_loss, state, console)
+    run_stage(lesson.stage, trainer, step_loss, state, console)

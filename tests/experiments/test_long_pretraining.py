@@ -11,7 +11,7 @@ from rich.console import Console
 from xomni_rl.experiments.pretraining.autoregressive import AutoregressiveTrainer
 from xomni_rl.experiments.pretraining.data import long_sign_batch, stream
 from xomni_rl.experiments.pretraining.long_card import LongFigures, write_long_card, write_long_picture
-from xomni_rl.experiments.pretraining.long_signs import LONG, pretrain_long
+from xomni_rl.experiments.pretraining.long_signs import LESSONS, pretrain_long
 from xomni_rl.prompt_sets.long_signs import SIZES
 from xomni_rl.prompt_sets.signs import is_heldout
 from xomni_rl.stack.stack import Stack, StackError
@@ -57,7 +57,7 @@ def test_card_has_a_row_for_every_size_and_their_mean(tmp_path: Path) -> None:
     figures = {
         size: LongFigures(64, 1.0, 0.9, 0.1 * place, 0.5, 0.25, 1.0, 1.0, 0.75) for place, size in enumerate(SIZES, start=1)
     }
-    write_long_card(tmp_path / "README.md", figures, 3, LONG, 120.0)
+    write_long_card(tmp_path / "README.md", figures, 3, [lesson.stage for lesson in LESSONS], 120.0)
     card = (tmp_path / "README.md").read_text()
     assert "| wide, 64×192 | 1.000 | 0.900 | 0.400 |" in card
     assert "| mean | 1.000 | 0.900 | 0.300 |" in card  # (0.1 + … + 0.5) / 5

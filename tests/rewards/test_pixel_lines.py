@@ -38,4 +38,4 @@ def test_drawn_signs_have_as_many_lines_as_their_prompts_ask_for() -> None:
     for size in SIZES:
         for _ in range(20):
             sign = draw_sign(rng, size, heldout=False)
-            assert len(line_spans(render_long_sign(sign, rng))) == len(sign.lines)
+            assert len(line_spans(render_long_sign(sign))) == len(sign.lines)

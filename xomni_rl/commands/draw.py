@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Drawn = list[tuple["Prompt", "np.ndarray"]]
 StackOption = Annotated[
-    str, typer.Option(help="'embedded', a stack's or model's folder, or a run folder (its best checkpoint).")
+    str, typer.Option(help="'embedded', 'embedded_long', a stack's or model's folder, or a run folder (its best checkpoint).")
 ]
 FluxOption = Annotated[
     Path | None, typer.Option(help="FLUX.1-dev's folder, for a published X-Omni checkpoint.", show_default=False)

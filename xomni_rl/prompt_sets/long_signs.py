@@ -116,24 +116,17 @@ def _draw_word(rng: np.random.Generator, length: int, heldout: bool) -> str:
             return word
 
 
-def render_long_sign(sign: LongSign, rng: np.random.Generator | None = None) -> np.ndarray:
+def render_long_sign(sign: LongSign) -> np.ndarray:
     """Draws a sign: white letters, one each `PITCH` px, lines each `LINE_HEIGHT` px.
 
-    Args:
-        sign: what stands on it.
-        rng: varies the page's place by ±1 px and the shade a little; None draws the plain one.
     Returns: uint8 [H, W, 3] of the sign's size.
     """
     height, width = SIZES[sign.size]
-    rgb, dx, dy = np.array(COLOURS[sign.colour], dtype=np.int64), 0, 0
-    if rng is not None:
-        dx, dy = (int(d) for d in rng.integers(-1, 2, size=2))
-        rgb = np.clip(rgb + rng.integers(-8, 9, size=3), 0, 255)
-    image = Image.new("RGB", (width, height), tuple(int(c) for c in rgb))
+    image = Image.new("RGB", (width, height), COLOURS[sign.colour])
     draw = ImageDraw.Draw(image)
     for row, line in enumerate(sign.lines):
         for column, letter in enumerate(line):
-            place = (MARGIN + PITCH // 2 + column * PITCH + dx, LINE_HEIGHT // 2 + row * LINE_HEIGHT + dy)
+            place = (MARGIN + PITCH // 2 + column * PITCH, LINE_HEIGHT // 2 + row * LINE_HEIGHT)
             draw.text(place, letter, font=sign_font(FONT_SIZE), fill="white", anchor="mm")
     return np.asarray(image)
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from xomni_rl.prompts import Prompt
+from xomni_rl.weights import EMBEDDED
 
 from . import embedded
 from .any_resolution import AnyResolution
@@ -25,7 +26,7 @@ from .generation import Generation as Generation
 from .generation import generate
 from .image_tokenizer import SemanticImageTokenizer, to_pixels
 from .sampler import SamplingConfig
-from .stack_folder import LAYOUT, explained, read_description, weight_hash
+from .stack_folder import LAYOUT, explained, other_parts, read_description, weight_hash
 from .stack_folder import StackError as StackError
 from .tensor_files import check_fits
 from .text import PromptFormat, train_text_tokenizer
@@ -92,8 +93,8 @@ class Stack:
         """Loads a stack.
 
         Args:
-            source: "embedded"; a folder written by `save_pretrained` or by `xomni-rl pretrain`; or a published X-Omni
-                checkpoint's folder.
+            source: "embedded", or "embedded_long" (larger signs); a folder written by `save_pretrained` or by
+                `xomni-rl pretrain`; or a published X-Omni checkpoint's folder.
             device: where the parts go.
             dtype: of the parts' weights.
             flux: FLUX.1-dev's folder, for a published checkpoint: its VAE and text encoders are used.
@@ -101,9 +102,9 @@ class Stack:
                 in main memory and go to the device in turns).
         Raises: StackError naming the folder and what is missing or damaged.
         """
-        if str(source) == "embedded":
-            with as_file(files("xomni_rl.weights") / "signs") as folder:
-                return cls._load(folder, "embedded").to(device, dtype)
+        if str(source) in EMBEDDED:
+            with as_file(files("xomni_rl.weights") / EMBEDDED[str(source)]) as folder:
+                return cls._load(folder, str(source)).to(device, dtype)
         if is_published(Path(source)):
             return cls._load_published(Path(source), flux, torch.device(device), dtype, dict(decoder or {}))
         return cls._load(Path(source), str(source)).to(device, dtype)
@@ -127,20 +128,14 @@ class Stack:
     @classmethod
     def _load(cls, folder: Path, name: str) -> Stack:
         description = read_description(folder)
-        needed = ["autoregressive/model.safetensors", "text_tokenizer/tokenizer.json", "vision/model.safetensors"]
-        needed += ["projector/projector.safetensors", "decoder/transformer/diffusion_pytorch_model.safetensors"]
-        needed += ["decoder/codec.safetensors"]
-        missing = [part for part in needed if not (folder / part).exists()]
-        if missing:
-            raise StackError(f"{folder} lacks {', '.join(missing)}; copy it whole, or make one with `xomni-rl pretrain`")
-        with explained(folder):
+        with other_parts(folder, description) as rest, explained(folder):
             with torch.device("meta"):  # a damaged configuration may be one of gigabytes
                 check_fits(folder / "autoregressive", XOmniForCausalLM(XOmniConfig.from_pretrained(folder / "autoregressive")))
             model = XOmniForCausalLM.from_pretrained(folder / "autoregressive", local_files_only=True, use_safetensors=True)
-            text_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "text_tokenizer", local_files_only=True)
-            image_tokenizer = SemanticImageTokenizer.from_pretrained(folder)
+            text_tokenizer = PreTrainedTokenizerFast.from_pretrained(rest / "text_tokenizer", local_files_only=True)
+            image_tokenizer = SemanticImageTokenizer.from_pretrained(rest)
             decoder = DiffusionDecoder.from_pretrained(
-                folder / "decoder",
+                rest / "decoder",
                 image_tokenizer.projector,
                 patch=image_tokenizer.patch_size,
                 steps=description["decoder_steps"],
@@ -148,14 +143,22 @@ class Stack:
             height, width = description["default_size"]
         return cls(model, text_tokenizer, image_tokenizer, decoder, name, (height, width))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes everything `from_pretrained` needs, as safetensors and JSON."""
+    def save_pretrained(self, folder: str | Path, *, shares: Literal["embedded"] | None = None) -> None:
+        """Writes everything `from_pretrained` needs, as safetensors and JSON.
+
+        Args:
+            folder: where to.
+            shares: "embedded" writes the autoregressive model alone; loading takes the rest from the embedded stack.
+        """
         folder = Path(folder)
-        self.model.save_pretrained(folder / "autoregressive")
-        self.text_tokenizer.save_pretrained(folder / "text_tokenizer")
-        self.image_tokenizer.save_pretrained(folder)
-        self.decoder.save_pretrained(folder / "decoder")
         description = {"layout": LAYOUT, "default_size": list(self.default_size), "decoder_steps": self.decoder.steps}
+        self.model.save_pretrained(folder / "autoregressive")
+        if shares:
+            description["shares"] = shares
+        else:
+            self.text_tokenizer.save_pretrained(folder / "text_tokenizer")
+            self.image_tokenizer.save_pretrained(folder)
+            self.decoder.save_pretrained(folder / "decoder")
         (folder / "stack.json").write_text(json.dumps(description, indent=1) + "\n")
 
     @classmethod

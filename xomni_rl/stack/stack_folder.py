@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from xomni_rl.weights import EMBEDDED
+
+MODEL = "autoregressive/model.safetensors"
+OTHER_PARTS = (
+    "text_tokenizer/tokenizer.json",
+    "vision/model.safetensors",
+    "projector/projector.safetensors",
+    "decoder/transformer/diffusion_pytorch_model.safetensors",
+    "decoder/codec.safetensors",
+)
 LAYOUT = 1
 """Version of a stack folder's layout, in its `stack.json`."""
 
@@ -24,7 +35,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     """What a stack folder's stack.json says. Raises: StackError if it is no stack folder, or damaged."""
     path = folder / "stack.json"
     if not folder.is_dir():
-        raise StackError(f"no stack at {folder}: give 'embedded' or a folder written by `xomni-rl pretrain`")
+        raise StackError(
+            f"no stack at {folder}: give {' or '.join(map(repr, EMBEDDED))}, or a folder written by `xomni-rl pretrain`"
+        )
     if not path.exists():
         raise StackError(f"{folder} is no stack: it has no stack.json; `xomni-rl pretrain --out {folder}` writes one")
     try:
@@ -36,6 +49,25 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{path} has layout {description.get('layout') if isinstance(description, dict) else None}, not {LAYOUT}"
         )
     return description
+
+
+@contextmanager
+def other_parts(folder: Path, description: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder of everything but the autoregressive model: the stack's own, or the embedded stack's if the two share it.
+
+    Raises: StackError if a part is missing, or the stack wants to share with something else.
+    """
+    shares = description.get("shares")
+    if shares not in (None, "embedded"):
+        raise StackError(
+            f"{folder / 'stack.json'}: shares is {shares!r}; a stack shares its parts with 'embedded', or has its own"
+        )
+    with as_file(files("xomni_rl.weights") / EMBEDDED["embedded"]) if shares else nullcontext(folder) as rest:
+        places = {MODEL: folder} | dict.fromkeys(OTHER_PARTS, rest)
+        missing = [part for part, place in places.items() if not (place / part).exists()]
+        if missing:
+            raise StackError(f"{folder} lacks {', '.join(missing)}; copy it whole, or make one with `xomni-rl pretrain`")
+        yield rest
 
 
 @contextmanager
