@@ -46,3 +46,17 @@ def test_saved_whole_it_needs_no_other_stack(stack: Stack, tmp_path: Path) -> No
     stack.save_pretrained(tmp_path)
     assert "shares" not in json.loads((tmp_path / "stack.json").read_text())
     assert Stack.from_pretrained(tmp_path).weight_hashes() == stack.weight_hashes()
+
+
+# Standard error of a share over 24 signs: at most sqrt(0.25 / 24) = 0.10; of the mean of 120 signs' shares 0.05. The card says
+# 0.95 of the small signs' words, 0.44 of all, colour 1.0, lines 0.97.
+
+
+def test_held_out_words_are_written_and_leave_room_for_reinforcement_learning(figures: dict[str, LongFigures]) -> None:
+    assert figures["small"].generation >= 0.75
+    assert 0.3 <= sum(each.generation for each in figures.values()) / len(figures) <= 0.6
+
+
+def test_instructions_are_followed(figures: dict[str, LongFigures]) -> None:
+    assert all(each.colour >= 0.9 for each in figures.values())
+    assert all(each.lines >= 0.75 for each in figures.values())
