@@ -47,8 +47,8 @@ LESSONS = (
     _lesson("ar-line", 900, {"small": 12, "long": 36}),
     _lesson("ar-lines", 1400, {"small": 8, "long": 12, "square": 12, "wide": 12, "large": 12}),
 )
-"""One line first: where a letter stands in the prompt is learned before which line it stands in. The rate is low enough to keep what
-the embedded model knows of copying, which 2.5e-3 loses."""
+"""One line first: where a letter stands in the prompt is learned before which line it stands in. The rate is low enough to
+keep what the embedded model knows of copying, which 2.5e-3 loses."""
 READING_SHARE = 0.125
 """Share of a batch that reads signs instead of writing them: reading is learned sooner."""
 DEFAULT_SIZE = SIZES["wide"]
