@@ -59,7 +59,7 @@ VAE = {
     "use_post_quant_conv": False,
     "use_quant_conv": False,
 }
-"""FLUX.1-dev's configurations, as published: what shapes do not depend on is left out."""
+"""FLUX.1-dev's configurations, as documented (its files were not at hand); what shapes do not depend on is left out."""
 
 
 @pytest.fixture(scope="module")
