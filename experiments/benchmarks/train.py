@@ -71,7 +71,7 @@ def named(found: Mapping[str, Any], suffix: str) -> dict[str, Any]:
 def beside_trl(names: Sequence[str], turns: Turns, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Trainers on one job, "ours" and "trl" among them.
 
-    Returns: `ratio_to_…` (median over the turns) and `ratios_to_…` (all turns) for each other one, `memory_ratio_to_trl`,
+    Returns: `ratio_to_…` (median over the turns), `ratios_to_…` (all turns) and `memory_ratio_to_…` for each other one,
         for each side what `measured` returns, and `agreement`, see `check_same`.
     """
     sides, done = take_turns(names, turns, overrides)
@@ -81,7 +81,7 @@ def beside_trl(names: Sequence[str], turns: Turns, overrides: Sequence[str] = ()
     for name in [name for name in names if name != "ours"]:
         each = ratios(sides, name)
         found |= {f"ratio_to_{name}": median(each), f"ratios_to_{name}": [round(ratio, 3) for ratio in each]}
-    found["memory_ratio_to_trl"] = sides["ours"].mib / sides["trl"].mib
+        found[f"memory_ratio_to_{name}"] = sides["ours"].mib / sides[name].mib
     return found | {name: measured(side) for name, side in sides.items()} | {"agreement": agreement}
 
 
@@ -137,11 +137,11 @@ def print_sides(found: Mapping[str, Mapping[str, Any]]) -> None:
     for column in ("size", "trainer", "s", "quartiles", "ours/it", "MiB", "ours/it"):
         table.add_column(column, justify="left" if column in ("size", "trainer") else "right")
     for size, row in found.items():
-        ours = row["ours"]
         for side in [name for name in ("ours", "trl", "bridge") if name in row]:
             one = row[side]
-            quartiles, ratio = "–".join(f"{quartile:.3f}" for quartile in one["quartiles"]), row.get(f"ratio_to_{side}")
-            over, memory = ("", "") if ratio is None else (f"{ratio:.3f}", f"{ours['mib'] / one['mib']:.3f}")
+            quartiles = "–".join(f"{quartile:.3f}" for quartile in one["quartiles"])
+            figures = ("ratio", "memory_ratio")
+            over, memory = ("", "") if side == "ours" else (f"{row[f'{name}_to_{side}']:.3f}" for name in figures)
             table.add_row(size, side, f"{one['seconds']:.3f}", quartiles, over, f"{one['mib']:.0f}", memory)
     Console().print(table)
 

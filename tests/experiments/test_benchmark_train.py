@@ -198,7 +198,8 @@ def test_ours_trl_and_the_bridge_do_the_same_job_in_turns(capsys: pytest.Capture
     assert all(found[side]["mib"] > 10 for side in ("ours", "trl", "bridge"))
     print_sides({"small": found})
     printed = capsys.readouterr().out
-    assert all(f"{found[name]:.3f}" in printed for name in ("ratio_to_trl", "ratio_to_bridge", "memory_ratio_to_trl"))
+    ratios = [f"{kind}_to_{side}" for kind in ("ratio", "memory_ratio") for side in ("trl", "bridge")]
+    assert all(f"{found[name]:.3f}" in printed for name in ratios)
     assert named(found, "_full_vocabulary")["memory_ratio_to_trl_full_vocabulary"] == found["memory_ratio_to_trl"]
 
 
