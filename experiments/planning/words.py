@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
-from xomni_rl.config import compose, validate
+from xomni_rl.config import CONFIG_MODULE, explained, register_resolvers, validate
 from xomni_rl.experiments.planning.gpus import parse_gpus
 from xomni_rl.experiments.planning.job import LAUNCHES, Job, PlanError, job_of
 
@@ -23,15 +24,38 @@ def planned(words: Sequence[str]) -> Job:
     """
     own, overrides = split_words(words)
     count, gpu = parse_gpus(own.get("gpus", "1x80GB"))
-    config = validate(compose(overrides))
     return job_of(
-        config,
+        composed(overrides),
         count,
         gpu,
         launch=own.get("launch"),
         size=_size(own["size"]) if "size" in own else None,
         prompt_tokens=_count(own, "prompt_tokens") or 128,
     )
+
+
+def composed(overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration that `xomni-rl train OVERRIDES` runs, checked alike, but for prompt files that are still to be named.
+
+    No prompt is read, and what a step holds does not depend on which they are.
+
+    Raises: ConfigError for an override, key or value that is not possible.
+    """
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_resolvers()
+    try:
+        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            config = compose("config", list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explained(error) from error
+    for key in OmegaConf.missing_keys(config):
+        if key.startswith("prompts."):
+            OmegaConf.update(config, key, "")
+    return validate(config)
 
 
 def split_words(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

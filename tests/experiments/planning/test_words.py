@@ -1,15 +1,21 @@
 """What is written after `xomni-rl plan`."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from xomni_rl.cli import app
 from xomni_rl.config import ConfigError
+from xomni_rl.experiments import conf
 from xomni_rl.experiments.planning.gpus import GIB, GPUS, GpuError, parse_gpus
 from xomni_rl.experiments.planning.job import PlanError
 from xomni_rl.experiments.planning.sizes import full_size_model
 from xomni_rl.experiments.planning.words import planned, split_words
 
+CONF = Path(conf.__file__).parent
 PAPER = ["model=xomni_7b", "trainer=fsdp2", "gpus=8x80GB"]
 
 
@@ -89,10 +95,28 @@ def test_decoder_is_planned_as_training_would_load_it() -> None:
     assert planned([]).parts.batch is None
 
 
-def test_experiment_of_the_published_model_is_planned_without_its_checkpoint() -> None:
-    sources = [f"prompts.options.sources.{name}.options.path=x" for name in ("aesthetic", "natural")]
-    job = planned(["experiment=xomni_paper", "gpus=8xH200", *sources])
+def commands_of_the_configurations() -> list[str]:
+    """Words of every `xomni-rl plan` in the comments of a configuration."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(CONF.rglob("*.yaml"))]
+    return [found for text in texts for found in re.findall(r"xomni-rl plan((?: \w+=\S+)+)", text)]
+
+
+@pytest.mark.parametrize("words", commands_of_the_configurations())
+def test_command_in_a_comment_of_a_configuration_makes_a_plan(words: str) -> None:
+    ran = CliRunner().invoke(app, ["plan", *shlex.split(words)])
+    assert ran.exit_code == 0, ran.output
+    assert "total without rewards" in ran.output
+
+
+def test_experiment_of_the_published_model_is_planned_without_its_checkpoint_and_prompts() -> None:
+    assert "experiment=xomni_paper gpus=8xH200" in "".join(commands_of_the_configurations())
+    job = planned(["experiment=xomni_paper", "gpus=8xH200"])
     assert (job.prompts * job.group, job.tokens) == (512, 72 * 72)
+
+
+def test_what_is_missing_besides_prompts_is_asked_for_as_train_does() -> None:
+    with pytest.raises(ConfigError, match=r"model\.path must be given"):
+        planned(["model=folder", "prompts=file"])
 
 
 @pytest.mark.parametrize(
