@@ -40,6 +40,23 @@ def test_text_file_gives_numbered_prompts_and_skips_blank_lines(tmp_path: Path) 
     assert [(p.id, p.text) for p in prompts] == [("0000", "a cat"), ("0001", "a dog")]
 
 
+@pytest.mark.parametrize(
+    ("record", "language"),
+    [
+        ({"text": "一块写着“OPEN”的招牌"}, "zh"),
+        ({"text": "a sign that says “营业中”"}, "en"),  # what is quoted is drawn, not said
+        ({"text": "ein Schild"}, "en"),  # French and German are not told from English
+        ({"text": "猫の看板です"}, "en"),
+        ({"text": "一块招牌", "language": "ja"}, "ja"),
+    ],
+)
+def test_language_is_the_stated_one_and_else_told_by_the_script(tmp_path: Path, record: dict[str, str], language: str) -> None:
+    (prompt,) = load_prompts(write(tmp_path / "p.jsonl", json.dumps(record)))
+    assert prompt.language == language
+    if "language" not in record:
+        assert load_prompts(write(tmp_path / "p.txt", record["text"])) == [Prompt("0000", record["text"])] == [prompt]
+
+
 def test_windows_line_ends_and_unicode_line_separators_do_not_split_a_prompt(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes('{"text": "one\u2028line"}\r\n{"text": "two"}\r\n'.encode())

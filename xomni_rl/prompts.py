@@ -8,6 +8,11 @@ from typing import Any
 
 from xomni_rl.registry import Registry, unknown_name
 
+HAN_SHARE = 0.3
+"""A text is Chinese if at least this share of its letters, quoted strings aside, are Chinese characters."""
+OTHER_SHARE = 0.1
+"""Kana and Hangul from this share on make it Japanese or Korean."""
+
 
 class PromptError(ValueError):
     """A prompt or prompt file that cannot be used; for files the message reads `file:line: reason`."""
@@ -22,7 +27,7 @@ class Prompt:
         text: what the model is told.
         texts: strings that must be legible in the image, in reading order; empty = not stated.
         checks: countable facts, for example `{"class": "dog", "count": 2, "color": "brown"}`.
-        language: ISO 639-1 code of the text.
+        language: ISO 639-1 code of the text; "" = not stated: "zh" if its script says so (`script_language`), else "en".
         size: (height, width) in px; None = the model's default.
         metadata: anything else worth keeping; must be JSON-like.
     Raises: PromptError if a field has the wrong type or form.
@@ -32,13 +37,16 @@ class Prompt:
     text: str
     texts: tuple[str, ...] = ()
     checks: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
-    language: str = "en"
+    language: str = ""
     size: tuple[int, int] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for name in ("id", "text", "language"):
+        for name in ("id", "text"):
             _check_string(name, getattr(self, name))
+        if self.language == "":
+            object.__setattr__(self, "language", _language(self.text))
+        _check_string("language", self.language)
         object.__setattr__(self, "texts", _string_tuple("texts", self.texts))
         object.__setattr__(self, "checks", _mapping_tuple("checks", self.checks))
         object.__setattr__(self, "size", _check_size(self.size))
@@ -286,3 +294,34 @@ def _is_apostrophe(text: str, position: int) -> bool:
 def _is_word(character: str) -> bool:
     """Whether it can stand beside an apostrophe in a word; CJK scripts have no apostrophes and no spaces."""
     return character.isalnum() and ord(character) < 0x2E80
+
+
+def _language(text: str) -> str:
+    """Of a text that nobody labelled: scores count words or characters by it, so Chinese must not pass for English."""
+    return "zh" if not text.isascii() and script_language(text) == "zh" else "en"
+
+
+def script_language(text: str) -> str:
+    """ "zh", "en" or "other", by the letters outside of quoted strings (of all letters if there are no others).
+
+    "en" means Latin letters: French is not told from English.
+    """
+    outside = text
+    for span in quoted_spans(text):
+        outside = outside.replace(span, " ", 1)
+    letters = [c for c in outside if c.isalpha()] or [c for c in text if c.isalpha()]
+    if not letters or sum(map(_is_kana_or_hangul, letters)) >= OTHER_SHARE * len(letters):
+        return "other"
+    if sum(map(is_han, letters)) >= HAN_SHARE * len(letters):
+        return "zh"
+    return "en" if sum(ord(c) < 0x250 for c in letters) > len(letters) / 2 else "other"
+
+
+def is_han(character: str) -> bool:
+    code = ord(character)
+    return 0x3400 <= code <= 0x4DBF or 0x4E00 <= code <= 0x9FFF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x3FFFF
+
+
+def _is_kana_or_hangul(character: str) -> bool:
+    code = ord(character)
+    return 0x3041 <= code <= 0x30FF or 0x31F0 <= code <= 0x31FF or 0x1100 <= code <= 0x11FF or 0xAC00 <= code <= 0xD7AF

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xomni_rl.prompt_sets.cleaning import Cleaning, PromptWarning, Sieve, fingerprint, normal_text, script_language
+from xomni_rl.prompt_sets.cleaning import (
+    Cleaning,
+    EmptySplitError,
+    PromptWarning,
+    Sieve,
+    fingerprint,
+    normal_text,
+    script_language,
+)
 from xomni_rl.prompts import Prompt, PromptError
 
 unhurried = settings(deadline=None, max_examples=100)
@@ -97,10 +105,18 @@ def test_every_prompt_of_the_long_text_benchmark_has_its_language_by_script(benc
 def test_language_is_the_prompts_own_or_told_by_script_and_then_set() -> None:
     given_prompts = [Prompt("a", "一块招牌"), Prompt("b", "a sign"), Prompt("c", "знак"), Prompt("d", "a sign!", language="zh")]
     own = Sieve(Cleaning(languages=("zh",)))
-    assert [p.id for p in own.kept(given_prompts)] == ["d"]  # the others say en, which is what a prompt says by itself
+    assert [p.id for p in own.kept(given_prompts)] == ["a", "d"]
     by_script = Sieve(Cleaning(languages=("zh", "en"), language_by="script", deduplicate=False))
     assert [(p.id, p.language) for p in by_script.kept(given_prompts)] == [("a", "zh"), ("b", "en"), ("d", "en")]
     assert by_script.account() == "1 in another language"
+
+
+def test_chinese_prompt_with_another_language_is_left_out_and_the_option_that_keeps_it_is_named() -> None:
+    sieve = Sieve(Cleaning(languages=("zh",)))
+    assert not list(sieve.kept([Prompt("a", "一块招牌", language="en"), Prompt("b", "a sign")]))
+    with pytest.raises(EmptySplitError, match=r"1 in Chinese .* language en \(kept with .*language_by=script\), 1 in another"):
+        sieve.report("file", "train", 0, "change the file")
+    assert list(Sieve(Cleaning(languages=("zh",), language_by="script")).kept([Prompt("a", "一块招牌", language="en")]))
 
 
 def test_account_counts_every_reason_once_and_an_empty_split_is_an_error() -> None:

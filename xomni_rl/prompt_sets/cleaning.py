@@ -13,13 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from xomni_rl.prompts import Prompt, PromptError, Row, quoted_spans, usable_prompts
+from xomni_rl.prompts import Prompt, PromptError, Row, is_han, usable_prompts
+from xomni_rl.prompts import script_language as script_language
 from xomni_rl.registry import unknown_name
 
-HAN_SHARE = 0.3
-"""A text is Chinese if at least this share of its letters, quoted strings aside, are Chinese characters."""
-OTHER_SHARE = 0.1
-"""Kana and Hangul from this share on make it Japanese or Korean."""
 NAMED = 3
 """So many of the malformed rows are named in the warning."""
 _SKIP = "; mend it, or leave such rows out with prompts.options.malformed=skip"
@@ -57,7 +54,7 @@ def normal_text(text: str) -> str:
     words = folded.translate(_COLLAPSE).split()
     joined = ""
     for word in words:
-        touching = joined and _is_han(joined[-1]) and _is_han(word[0])
+        touching = joined and is_han(joined[-1]) and is_han(word[0])
         joined += word if touching or not joined else " " + word
     return joined or " ".join(folded.split())
 
@@ -65,32 +62,6 @@ def normal_text(text: str) -> str:
 def fingerprint(text: str) -> bytes:
     """16 bytes that are the same for texts that count as repetitions of each other."""
     return hashlib.blake2b(normal_text(text).encode("utf-8"), digest_size=16).digest()
-
-
-def script_language(text: str) -> str:
-    """ "zh", "en" or "other", by the letters outside of quoted strings (of all letters if there are no others).
-
-    "en" means Latin letters: French is not told from English.
-    """
-    outside = text
-    for span in quoted_spans(text):
-        outside = outside.replace(span, " ", 1)
-    letters = [c for c in outside if c.isalpha()] or [c for c in text if c.isalpha()]
-    if not letters or sum(map(_is_kana_or_hangul, letters)) >= OTHER_SHARE * len(letters):
-        return "other"
-    if sum(map(_is_han, letters)) >= HAN_SHARE * len(letters):
-        return "zh"
-    return "en" if sum(ord(c) < 0x250 for c in letters) > len(letters) / 2 else "other"
-
-
-def _is_han(character: str) -> bool:
-    code = ord(character)
-    return 0x3400 <= code <= 0x4DBF or 0x4E00 <= code <= 0x9FFF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x3FFFF
-
-
-def _is_kana_or_hangul(character: str) -> bool:
-    code = ord(character)
-    return 0x3041 <= code <= 0x30FF or 0x31F0 <= code <= 0x31FF or 0x1100 <= code <= 0x11FF or 0xAC00 <= code <= 0xD7AF
 
 
 @dataclass(frozen=True)
@@ -104,8 +75,8 @@ class Cleaning:
         min_characters: shortest text, in characters.
         max_characters: longest text; None = any.
         languages: languages to keep, such as ["en", "zh"]; empty = all.
-        language_by: what says the language: "prompt" = its own `language`; "script" = Latin letters or Chinese
-            characters, which also sets the `language` of English and Chinese prompts.
+        language_by: what says the language: "prompt" = its own `language`, which without one is told by the script;
+            "script" = Latin letters or Chinese characters alone, which also sets the `language` of English and Chinese prompts.
         malformed: "refuse" = the first bad row is an error; "skip" = bad rows are left out.
     Raises: ValueError for a value out of range.
     """
@@ -189,9 +160,8 @@ class Sieve:
             return "too short"
         if cleaning.max_characters is not None and length > cleaning.max_characters:
             return "too long"
-        by_script = cleaning.language_by == "script"
-        if cleaning.languages and (script_language(prompt.text) if by_script else prompt.language) not in cleaning.languages:
-            return "in another language"
+        if cleaning.languages and (reason := self._against_language(prompt)):
+            return reason
         mark = fingerprint(prompt.text)
         if mark in self.excluded:
             return "used for evaluation"
@@ -199,6 +169,14 @@ class Sieve:
             return "repeated"
         self.seen.add(mark)
         return ""
+
+    def _against_language(self, prompt: Prompt) -> str:
+        script, wanted = script_language(prompt.text), self.cleaning.languages
+        if (script if self.cleaning.language_by == "script" else prompt.language) in wanted:
+            return ""
+        if script == "zh" and script in wanted:
+            return f"in Chinese characters with language {prompt.language} (kept with prompts.options.language_by=script)"
+        return "in another language"
 
     def account(self) -> str:
         """What was left out, in words; empty if nothing was."""
