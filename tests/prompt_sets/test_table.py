@@ -67,12 +67,12 @@ def test_columns_are_mapped_in_every_format(tmp_path: Path, write: Callable[[Pat
 
 def test_fields_without_a_mapping_come_from_the_columns_of_their_names(tmp_path: Path) -> None:
     checks = [[{"class": "cat", "count": 2, "color": None}]]
-    path = write_parquet(tmp_path / "p.parquet", text=["猫"], language=["zh"], size=[[32, 96]], checks=checks, other=[1])
+    path = write_parquet(tmp_path / "p.parquet", text=["猫"], language=["ja"], size=[[32, 96]], checks=checks, other=[1])
     assert table(path, **EVERYTHING) == [
-        Prompt("0000", "猫", checks=({"class": "cat", "count": 2},), language="zh", size=(32, 96))
+        Prompt("0000", "猫", checks=({"class": "cat", "count": 2},), language="ja", size=(32, 96))
     ]
-    # null: the column is there, and not read.
-    assert table(path, columns={"language": None}, **EVERYTHING)[0].language == "en"
+    # null: the column is there, and not read; the characters then tell the language.
+    assert table(path, columns={"language": None}, **EVERYTHING)[0].language == "zh"
 
 
 def test_csv_cells_of_structured_fields_are_json_and_of_texts_may_be(tmp_path: Path) -> None:
@@ -210,6 +210,13 @@ def test_damaged_file_of_any_format_is_read_or_refused_in_a_sentence(tmp_path: P
         with warnings.catch_warnings(), contextlib.suppress(PromptError):
             warnings.simplefilter("ignore", PromptWarning)
             assert len(table(path, columns={"text": "caption"}, malformed=malformed, **EVERYTHING)) <= 10
+
+
+def test_damaged_name_of_a_column_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = good_parquet(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"caption", b"\x80aption"))
+    with pytest.raises(PromptError, match="not a parquet file that can be read"):
+        table(path, columns={"text": "caption"})
 
 
 def test_count_draws_the_beginning_of_one_order_that_the_seed_makes(tmp_path: Path) -> None:

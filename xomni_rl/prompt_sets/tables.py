@@ -116,7 +116,8 @@ def _open_parquet(path: Path) -> Table:
 
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+        names = file.schema_arrow.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for a column's damaged name
         raise PromptError(f"{path}: not a parquet file that can be read ({error}); write it again") from error
 
     def records(columns: list[str]) -> Iterator[Record]:
@@ -129,7 +130,7 @@ def _open_parquet(path: Path) -> Table:
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise PromptError(f"{path}: damaged after row {number} ({error}); write it again") from error
 
-    return Table(file.schema_arrow.names, records)
+    return Table(names, records)
 
 
 def _json_records(path: Path) -> Iterator[Record]:
