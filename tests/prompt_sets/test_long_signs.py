@@ -75,6 +75,7 @@ def test_sizes_can_be_chosen() -> None:
         ({"split": "test"}, "split must be"),
         ({"sizes": ["wid"]}, 'unknown size "wid"; nearest: wide'),
         ({"sizes": []}, 'unknown size ""'),
+        ({"sizes": "long"}, r"sizes must be a list of names, such as \[long, wide\], got 'long'"),
         ({"colour": "red"}, "no option colour"),
     ],
 )

@@ -122,6 +122,8 @@ def test_patterns_have_the_number_of_words_they_stand_under() -> None:
         ({"split": "test"}, "split must be train or heldout"),
         ({"languages": {"de": 1}}, 'unknown language "de"; .*known: en, zh'),
         ({"languages": {"en": -1}}, 'the weight of "en"'),
+        ({"languages": ["zh"]}, r"languages must be weights of languages, such as \{en: 1, zh: 1\}, got \['zh'\]"),
+        ({"scenes": "mug"}, r"scenes must be a list of names, such as \[poster, mug\], got 'mug'"),
         ({"scenes": ["postr"]}, 'unknown scene "postr"; nearest: poster'),
         ({"scenes": []}, 'unknown scene ""'),
         ({"words": [0, 2]}, r"words must be \[least, most\] in whole numbers from 1, got \[0, 2\]"),

@@ -7,6 +7,7 @@ none, whatever the seed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +134,7 @@ def render_long_sign(sign: LongSign) -> np.ndarray:
 
 @prompt_sets.register("long_signs")
 def long_signs(
-    split: str = "train", count: int = 256, seed: int = 0, sizes: tuple[str, ...] = tuple(SIZES), **options: Any
+    split: str = "train", count: int = 256, seed: int = 0, sizes: Sequence[str] = tuple(SIZES), **options: Any
 ) -> list[Prompt]:
     """Signs of five sizes with up to three lines of words; held-out words never occur in training.
 
@@ -142,12 +143,14 @@ def long_signs(
         count: how many prompts.
         seed: which ones.
         sizes: names of the sizes to draw from, uniformly.
-    Raises: ValueError for another split or size, or an unknown option.
+    Raises: ValueError for another split or size, sizes that are no list, or an unknown option.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"split must be 'train' or 'heldout', not {split!r}")
     if options:
         raise ValueError(f"the prompt set 'long_signs' has no option {', '.join(sorted(options))}")
+    if not isinstance(sizes, list | tuple):
+        raise ValueError(f"sizes must be a list of names, such as [long, wide], got {sizes!r}")
     names = list(sizes)
     for name in names or [""]:
         if name not in SIZES:

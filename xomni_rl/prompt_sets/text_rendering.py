@@ -152,6 +152,8 @@ def text_rendering(
     Raises: ValueError for another split, an unknown language or scene, or a range out of order.
     """
     check_split(split)
+    if languages is not None and not isinstance(languages, Mapping):
+        raise ValueError(f"languages must be weights of languages, such as {{en: 1, zh: 1}}, got {languages!r}")
     shares = whole_shares({"en": 1, "zh": 1} if languages is None else dict(languages), count)
     for language in shares:
         if language not in LANGUAGES:
@@ -172,7 +174,9 @@ def text_rendering(
 
 
 def _scenes(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The scenes' names, all of them for None. Raises: ValueError for none or an unknown one."""
+    """The scenes' names, all of them for None. Raises: ValueError for none, an unknown one, or no list."""
+    if isinstance(names, str):
+        raise ValueError(f"scenes must be a list of names, such as [poster, mug], got {names!r}")
     chosen = tuple(vocabulary.ENGLISH_SCENES if names is None else names)
     for name in chosen or ("",):
         if name not in vocabulary.ENGLISH_SCENES:
