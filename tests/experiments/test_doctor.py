@@ -262,7 +262,22 @@ def test_whole_checkpoint_is_in_order_and_one_without_flux_is_not(tmp_path: Path
     console = Console(file=io.StringIO(), width=200)
     assert check_checkpoint(checkpoint, flux, console)
     assert not check_checkpoint(checkpoint, None, console)
-    assert "give FLUX.1-dev's with flux=FOLDER" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "needs FLUX.1-dev's VAE and text encoders" in shown(console)
+
+
+def test_everything_that_a_flux_folder_lacks_is_named_at_once_beside_what_is_damaged(tmp_path: Path) -> None:
+    checkpoint, flux = write_checkpoint(tmp_path / "xomni"), write_flux(tmp_path / "flux")
+    for part in ("scheduler", "tokenizer_2"):
+        shutil.rmtree(flux / part)
+        (flux / part).mkdir()
+    shutil.rmtree(flux / "vae")
+    (flux / "text_encoder" / "config.json").write_text("{")
+    console = Console(file=io.StringIO(), width=1000)
+    assert not check_checkpoint(checkpoint, flux, console)
+    lacking = (
+        "scheduler/scheduler_config.json, tokenizer_2/tokenizer_config.json, tokenizer_2/tokenizer.json or spiece.model, vae"
+    )
+    assert f"{flux} lacks {lacking}: copy it again; {flux / 'text_encoder/config.json'} is damaged" in shown(console)
 
 
 def test_folder_of_another_layout_is_no_published_checkpoint(tmp_path: Path) -> None:

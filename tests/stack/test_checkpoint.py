@@ -184,6 +184,8 @@ def test_configuration_that_contradicts_itself_is_explained(folders: tuple[Path,
 def test_flux_folder_is_asked_for_by_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(StackError, match="flux=FOLDER"):
         Stack.from_pretrained(folders[0])
+    with pytest.raises(StackError, match=r"^there is no folder .*nowhere: give FLUX"):
+        Stack.from_pretrained(folders[0], flux=tmp_path / "nowhere")
     (tmp_path / "vae").mkdir()
     with pytest.raises(StackError, match="lacks scheduler, text_encoder, text_encoder_2, tokenizer, tokenizer_2"):
         Stack.from_pretrained(folders[0], flux=tmp_path)

@@ -247,6 +247,8 @@ def test_input_that_does_not_fit_is_refused(stack: PretrainedStack) -> None:
         stack.encode_prompts([])
     with pytest.raises(StackError, match="leaves room for"):
         stack.encode_prompts(["a sign " * 200])
+    with pytest.raises(StackError, match=r"positions, but the model has \d+: make it smaller|draws .* and no other size"):
+        stack.encode_prompts(["a sign"], (stack.token_size * 200, stack.token_size * 200))
     with pytest.raises(StackError, match=r"20x32"):
         stack.encode_prompts(["a sign"], (20, 32))
     with pytest.raises(StackError, match="3 tokens don't fill"):

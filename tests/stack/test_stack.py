@@ -48,6 +48,8 @@ def test_other_sizes_generate_and_encode(stack: Stack) -> None:
 def test_prompt_that_is_too_long_says_how_long(stack: Stack) -> None:
     with pytest.raises(StackError, match=r"prompt 1 has .* leaves room for 464"):
         stack.encode_prompts(["short", "é" * 500])
+    with pytest.raises(StackError, match=r"an image of 23x23 tokens takes 529 positions, but the model has 512"):
+        stack.encode_prompts(["short"], (184, 184))
 
 
 def test_special_names_in_a_prompt_stay_text(stack: Stack) -> None:

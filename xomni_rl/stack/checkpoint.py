@@ -25,11 +25,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Tokeniz
 from xomni_rl.stack.any_resolution import AnyResolution
 from xomni_rl.stack.autoregressive import XOmniConfig, XOmniForCausalLM
 from xomni_rl.stack.decoder import DiffusionDecoder
-from xomni_rl.stack.described import one_sentence, read_config
+from xomni_rl.stack.described import first_problem, one_sentence, read_config
 from xomni_rl.stack.flux import joined_tensors, load_flux_decoder, new_transformer, transformer_config
 from xomni_rl.stack.flux_parts import check_flux
 from xomni_rl.stack.image_tokenizer import SemanticImageTokenizer, VQProjector, load_exactly
 from xomni_rl.stack.siglip import heads_of, new_vision, renamed, vision_config
+from xomni_rl.stack.stack_folder import StackError
 from xomni_rl.stack.tensor_files import (
     FLOATING,
     PICKLED,
@@ -114,12 +115,22 @@ def read_published(folder: str | Path, flux: str | Path | None = None) -> Publis
 
 def problems(published: Published) -> Iterator[tuple[str, str | None]]:
     """Every part of a checkpoint with what is wrong with it; None = in order. Only headers are read."""
-    yield "autoregressive model", _first_problem(lambda: _check_model(published))
-    yield "text tokenizer", _first_problem(lambda: load_text_tokenizer(published))
-    yield "vision encoder", _first_problem(lambda: _check_vision(published))
-    yield "projector", _first_problem(lambda: _check_projector(published))
-    yield "decoder", _first_problem(lambda: _check_decoder(published))
-    yield "FLUX.1-dev", _first_problem(lambda: _check_flux(published))
+    yield "autoregressive model", first_problem(lambda: _check_model(published))
+    yield "text tokenizer", first_problem(lambda: load_text_tokenizer(published))
+    yield "vision encoder", first_problem(lambda: _check_vision(published))
+    yield "projector", first_problem(lambda: _check_projector(published))
+    yield "decoder", first_problem(lambda: _check_decoder(published))
+    yield "FLUX.1-dev", first_problem(lambda: check_flux_given(published))
+
+
+def check_flux_given(published: Published) -> None:
+    """Raises: StackError if no folder of FLUX.1-dev was given, or naming everything that is wrong with it."""
+    if published.flux is None:
+        raise StackError(
+            f"{published.folder} needs FLUX.1-dev's VAE and text encoders: say where they lie with --flux FOLDER, in a "
+            "configuration with model.options.flux=FOLDER (FLUX.1-dev's own transformer is not needed)"
+        )
+    check_flux(published.flux)
 
 
 def load_model(published: Published, dtype: torch.dtype) -> XOmniForCausalLM:
@@ -160,8 +171,11 @@ def load_image_tokenizer(published: Published) -> SemanticImageTokenizer:
 
 
 def load_decoder(published: Published, projector: VQProjector, dtype: torch.dtype, **options: Any) -> DiffusionDecoder:
-    """The decoder; `options` as in `load_flux_decoder`. Raises: OSError or ValueError as above."""
-    _check_flux(published)
+    """The decoder; `options` as in `load_flux_decoder`. Raises: OSError or ValueError as above.
+
+    Args:
+        published: whose FLUX.1 folder `check_flux_given` has found in order.
+    """
     _check_decoder(published)
     assert published.flux is not None
     return load_flux_decoder(published.decoder_folder, published.flux, projector, published.decoder, dtype, **options)
@@ -171,14 +185,6 @@ def _vision_config(published: Published, state: Mapping[str, Any]) -> Any:
     encoder = published.encoder
     heads = encoder.get("num_heads") or heads_of(str(encoder.get("siglip_name", "")))
     return vision_config(state, int(heads), str(encoder.get("activation", "gelu_pytorch_tanh")))
-
-
-def _first_problem(check: Any) -> str | None:
-    try:
-        check()
-    except Exception as error:  # libraries' errors about damaged files share no class
-        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return None
 
 
 def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
@@ -224,12 +230,6 @@ def _check_upscaling(published: Published) -> None:
             f"vision_config.decoder.upscale_factor is {factor:g}: only pictures of {PIXELS_PER_TOKEN} px per token can be "
             f"decoded (1, or {PIXELS_PER_TOKEN})"
         )
-
-
-def _check_flux(published: Published) -> None:
-    if published.flux is None:
-        raise FileNotFoundError("no folder given: give FLUX.1-dev's with flux=FOLDER (its own transformer is not needed)")
-    check_flux(published.flux)
 
 
 def _weights(path: Path) -> dict[str, tuple[int, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,15 @@ def _check_measure(config: dict[str, Any], path: Path) -> None:
                 _check_measure(each, path)
             elif isinstance(each, int) and each > most:
                 raise ValueError(f"{path} is damaged, {key} is {each}: copy it again")
+
+
+def first_problem(check: Callable[[], object]) -> str | None:
+    """What a check raises, in one line; None if it raises nothing."""
+    try:
+        check()
+    except Exception as error:  # libraries' errors about damaged files share no class
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return None
 
 
 @contextmanager

@@ -7,6 +7,8 @@ compared with the configuration first, from the headers alone, and what was comp
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,13 +16,21 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 
-from xomni_rl.stack.described import one_sentence, read_config
+from xomni_rl.stack.described import first_problem, one_sentence, read_config
 from xomni_rl.stack.prompt_encoder import FluxPromptEncoder
+from xomni_rl.stack.stack_folder import StackError
 from xomni_rl.stack.tensor_files import check_fits, read_tensors
 
 Each = TypeVar("Each")
-FLUX_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
-"""What is read of a FLUX.1 folder; its own transformer is not."""
+FLUX_PARTS = {
+    "scheduler": ("scheduler_config.json",),
+    "text_encoder": ("config.json", "*.safetensors"),
+    "text_encoder_2": ("config.json", "*.safetensors"),
+    "tokenizer": ("tokenizer_config.json", "tokenizer.json or vocab.json"),
+    "tokenizer_2": ("tokenizer_config.json", "tokenizer.json or spiece.model"),
+    "vae": ("config.json", "*.safetensors"),
+}
+"""What is read of a FLUX.1 folder, and the files that each part cannot do without; its own transformer is not read."""
 TEXT_ENCODERS: dict[str, Any] = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
 TIED = ("shared.weight", "encoder.embed_tokens.weight")
 """Names of T5's one embedding; FLUX.1-dev's files have the first alone."""
@@ -29,17 +39,16 @@ TIED = ("shared.weight", "encoder.embed_tokens.weight")
 def check_flux(flux: Path) -> None:
     """Looks at every part of a FLUX.1 folder; weights by their headers alone.
 
-    Raises: OSError or ValueError for the first part that is missing, damaged or not what its configuration describes.
+    Raises: StackError naming all that is missing, damaged or not what its configuration describes.
     """
-    missing = [part for part in FLUX_PARTS if not (flux / part).is_dir()]
-    if missing:
-        raise FileNotFoundError(f"{flux} lacks {', '.join(missing)}")
-    for part in TEXT_ENCODERS:
-        _checked_text_encoder(flux, part)
-    _checked_vae(flux)
-    load_schedule(flux)
-    for part in ("tokenizer", "tokenizer_2"):
-        _tokenizer(flux / part)
+    if not flux.is_dir():
+        raise StackError(f"there is no folder {flux}: give FLUX.1-dev's, as it is downloaded")
+    missing = {part: lacking for part in FLUX_PARTS if (lacking := _missing_files(flux, part))}
+    wrong = [f"{flux} lacks {', '.join(chain(*missing.values()))}: copy it again"] if missing else []
+    complete = [part for part in FLUX_PARTS if part not in missing]
+    wrong += [problem for part in complete if (problem := first_problem(partial(_check_part, flux, part)))]
+    if wrong:
+        raise StackError("; ".join(wrong))
 
 
 def load_vae(flux: Path, dtype: torch.dtype) -> AutoencoderKL:
@@ -88,6 +97,26 @@ def new_text_encoder(part: str, config: Mapping[str, Any]) -> PreTrainedModel:
     kind = TEXT_ENCODERS[part]
     with torch.device("meta"):
         return kind(kind.config_class.from_dict(dict(config)))
+
+
+def _missing_files(flux: Path, part: str) -> list[str]:
+    """The part if it is not there, else which of its files are not."""
+    if not (flux / part).is_dir():
+        return [part]
+    present = {file: any(any((flux / part).glob(name)) for name in file.split(" or ")) for file in FLUX_PARTS[part]}
+    return [f"{part}/{file}" for file, there in present.items() if not there]
+
+
+def _check_part(flux: Path, part: str) -> None:
+    """Raises: whatever is wrong with a part whose files are there."""
+    if part in TEXT_ENCODERS:
+        _checked_text_encoder(flux, part)
+    elif part == "vae":
+        _checked_vae(flux)
+    elif part == "scheduler":
+        load_schedule(flux)
+    else:
+        _tokenizer(flux / part)
 
 
 def _checked_vae(flux: Path) -> AutoencoderKL:

@@ -16,6 +16,7 @@ from xomni_rl.prompts import Prompt
 
 from .family import ImageStack
 from .sampler import PADDING, Samples, SamplingConfig, sample_image_tokens, sample_uniforms
+from .stack_folder import StackError
 
 Size = tuple[int, int]
 """(height, width) px."""
@@ -55,6 +56,28 @@ class Sampled:
     tokens: Tensor
     logprobs: Tensor
     entropy: Tensor
+
+
+def check_room(texts: Sequence[str], lengths: Sequence[int], grid: tuple[int, int], image_length: int, positions: int) -> None:
+    """Prompts and an image after each must fit the model's context.
+
+    Args:
+        texts: P prompts.
+        lengths: their tokens.
+        grid: (h, w) of the image, for messages.
+        image_length: positions that it takes.
+        positions: of the model.
+    Raises: StackError for an image that fills the context by itself, or naming the longest prompt.
+    """
+    image, room = f"an image of {grid[0]}x{grid[1]} tokens", positions - image_length
+    if room < 1:
+        raise StackError(f"{image} takes {image_length} positions, but the model has {positions}: make it smaller")
+    longest = max(range(len(texts)), key=lambda index: lengths[index])
+    if lengths[longest] > room:
+        raise StackError(
+            f"prompt {longest} has {lengths[longest]} tokens, but {image} leaves room for {room} of the model's {positions} "
+            f"positions: shorten it or make the image smaller ({texts[longest][:60]!r}…)"
+        )
 
 
 def generate(

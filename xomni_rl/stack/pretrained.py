@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from xomni_rl.prompts import Prompt
 
 from .cached import CachedTokenModel
-from .generation import Generation, generate
+from .generation import Generation, check_room, generate
 from .image_tokenizer import to_pixels
 from .sampler import SamplingConfig
 from .stack_folder import StackError, weight_hash
@@ -149,12 +149,8 @@ class PretrainedStack(ABC):
             if "<" in text and (found := [token for token in self._marks if token in text]):
                 raise StackError(f'the prompt "{text[:60]}" holds {found[0]}, which {self.kind} would not read as text')
         ids, mask = self.prompt_ids(texts, grid)
-        room = self.model.config.get_text_config().max_position_embeddings - self.image_length(grid)
-        if ids.shape[1] > room:
-            raise StackError(
-                f"the longest prompt has {ids.shape[1]} tokens, but an image of {grid[0]}x{grid[1]} tokens leaves room "
-                f"for {room}: shorten it or make the image smaller"
-            )
+        positions = self.model.config.get_text_config().max_position_embeddings
+        check_room(texts, mask.sum(1).tolist(), grid, self.image_length(grid), positions)
         return ids.to(self.device), mask.to(self.device)
 
     @cached_property

@@ -20,10 +20,18 @@ from xomni_rl.weights import EMBEDDED
 from . import embedded
 from .any_resolution import AnyResolution
 from .autoregressive import XOmniConfig, XOmniForCausalLM
-from .checkpoint import is_published, load_decoder, load_image_tokenizer, load_model, load_text_tokenizer, read_published
+from .checkpoint import (
+    check_flux_given,
+    is_published,
+    load_decoder,
+    load_image_tokenizer,
+    load_model,
+    load_text_tokenizer,
+    read_published,
+)
 from .decoder import DiffusionDecoder
 from .generation import Generation as Generation
-from .generation import generate
+from .generation import check_room, generate
 from .image_tokenizer import SemanticImageTokenizer, to_pixels
 from .sampler import SamplingConfig
 from .stack_folder import LAYOUT, explained, other_parts, read_description, weight_hash
@@ -116,6 +124,7 @@ class Stack:
         offload = options.pop("offload", False)
         with explained(folder):
             published = read_published(folder, flux)
+            check_flux_given(published)  # before gigabytes are read
             image_tokenizer = load_image_tokenizer(published)
             works_on = device if offload else None
             decoder = load_decoder(published, image_tokenizer.projector, dtype, works_on=works_on, **options)
@@ -222,13 +231,7 @@ class Stack:
         if not texts:
             raise StackError("no prompts given")
         rows = [self.format.image_prompt(text, grid) for text in texts]
-        limit = self.model.config.max_position_embeddings - grid[0] * grid[1]
-        longest = max(range(len(rows)), key=lambda i: len(rows[i]))
-        if len(rows[longest]) > limit:
-            raise StackError(
-                f"prompt {longest} has {len(rows[longest])} tokens, but an image of {grid[0]}x{grid[1]} tokens leaves room "
-                f"for {limit}: shorten it or make the image smaller ({texts[longest][:60]!r}…)"
-            )
+        check_room(texts, list(map(len, rows)), grid, grid[0] * grid[1], self.model.config.max_position_embeddings)
         ids, mask = self.format.left_padded(rows)
         return ids.to(self.device), mask.to(self.device)
 

@@ -36,10 +36,14 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = folder / "stack.json"
     if not folder.is_dir():
         raise StackError(
-            f"no stack at {folder}: give {' or '.join(map(repr, EMBEDDED))}, or a folder written by `xomni-rl pretrain`"
+            f"no stack at {folder}: give {' or '.join(map(repr, EMBEDDED))}, the folder of a downloaded X-Omni checkpoint, or "
+            "one written by `xomni-rl pretrain` (for training as model.path=FOLDER)"
         )
     if not path.exists():
-        raise StackError(f"{folder} is no stack: it has no stack.json; `xomni-rl pretrain --out {folder}` writes one")
+        raise StackError(
+            f"{folder} is no stack: it has neither a stack.json, as `xomni-rl pretrain` writes, nor the config.json of a "
+            "published X-Omni checkpoint"
+        )
     try:
         description = json.loads(path.read_text())
     except (json.JSONDecodeError, RecursionError) as error:
@@ -75,9 +79,11 @@ def explained(folder: Path) -> Iterator[None]:
     """Turns the libraries' errors about damaged files into one sentence; to them a list for a table is a TypeError."""
     try:
         yield
+    except StackError:
+        raise
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise StackError(f"{folder} can't be loaded, a file is damaged or of another architecture: {first}") from error
+        raise StackError(f"{folder} can't be loaded, a file is missing, damaged or of another architecture: {first}") from error
 
 
 def weight_hash(module: torch.nn.Module) -> str:
