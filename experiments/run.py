@@ -29,7 +29,8 @@ from xomni_rl.prompts import Prompt, prompt_sets
 from xomni_rl.registry import unknown_name
 from xomni_rl.rewards.composite import CompositeReward, build_composite
 from xomni_rl.rewards.health import check_before_training
-from xomni_rl.stack.family import families
+from xomni_rl.stack.devices import usable_device
+from xomni_rl.stack.family import Family, families
 from xomni_rl.stack.static import compile_sampling
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -117,13 +118,13 @@ def load_stack(model: Mapping[str, Any]) -> Any:
 
     With `compile` X-Omni's samples with a compiled step.
 
-    Raises: StackError, UnknownNameError for an unknown family, SettingsError for an unknown dtype or device.
+    Raises: StackError, UnknownNameError for an unknown family, SettingsError for an unknown dtype or no family.
     """
     dtype, device = str(model.get("dtype", "float32")), device_of(model)
     if dtype not in DTYPES:
         raise SettingsError(unknown_name("model.dtype", dtype, DTYPES))
     path, options = str(model.get("path", "embedded")), dict(model.get("options") or {})
-    family = families.get(str(model.get("family", "xomni")))
+    family = _family(str(model.get("family", "xomni")))
     try:
         tiny = family.tiny_random().to(device, DTYPES[dtype]) if path == "tiny_random" else None
         stack = tiny or family.from_pretrained(path, device, DTYPES[dtype], **options)
@@ -136,15 +137,20 @@ def load_stack(model: Mapping[str, Any]) -> Any:
     return stack
 
 
+def _family(name: str) -> Family:
+    """The family of that name. Raises: UnknownNameError; SettingsError for an object that makes no stacks."""
+    family = families.get(name)
+    if lacking := [maker for maker in ("from_pretrained", "tiny_random") if not callable(getattr(family, maker, None))]:
+        raise SettingsError(
+            f"model.family={name} is no model family, it has no {' and no '.join(lacking)}: "
+            f"take one of {', '.join(families.names())}, or a class with both"
+        )
+    return family
+
+
 def device_of(model: Mapping[str, Any]) -> torch.device:
-    """The device that group `model` names; of several processes each has its own one of that type. Raises: SettingsError."""
-    name = str(model.get("device", "auto"))
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise SettingsError(f'model.device "{name}" is no device; write auto, cpu, cuda or cuda:0') from error
+    """The device that group `model` names; of several processes each has its own one of that type. Raises: StackError."""
+    return usable_device(str(model.get("device", "auto")), "model.device")
 
 
 def load_split(config: Mapping[str, Any], split: str, seed: int) -> list[Prompt]:
@@ -157,12 +163,13 @@ def load_split(config: Mapping[str, Any], split: str, seed: int) -> list[Prompt]
     return make(split=split, count=count, seed=0 if split == "heldout" else seed, **dict(prompts.get("options") or {}))
 
 
-def trained_stack(run: str | Path, which: str = "best") -> Any:
+def trained_stack(run: str | Path, which: str = "best", device: str | torch.device | None = None) -> Any:
     """The stack of a run with trained weights, for generating.
 
     Args:
         run: a run folder.
         which: "best", "last", or a checkpoint's name such as "step_000050".
+        device: None = the one that the run was trained on.
     Raises: RunFolderError without such a checkpoint; CheckpointError for a damaged one; StackError.
     """
     folder = RunFolder(run)
@@ -171,7 +178,8 @@ def trained_stack(run: str | Path, which: str = "best") -> Any:
     if checkpoint is None or not checkpoint.is_dir():
         saved = ", ".join(path.name for path in store.saved()) or "none"
         raise RunFolderError(f'{folder.path} has no checkpoint "{which}"; there are: {saved}')
-    stack = load_stack(yaml.safe_load(folder.config.read_text(encoding="utf-8"))["model"])
+    model = dict(yaml.safe_load(folder.config.read_text(encoding="utf-8"))["model"])
+    stack = load_stack(model if device is None else {**model, "device": str(device)})
     load_weights(checkpoint, stack.model)
     stack.name = str(checkpoint)
     return stack

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xomni_rl.commands.draw import DtypeOption, FluxOption, StackOption, load_stack
+from xomni_rl.commands.draw import DtypeOption, FluxOption, StackOption, load_stack, refuse_idle_flux
 from xomni_rl.commands.errors import is_for_people, print_error
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def chat(
     if question is None and paths and not (Path(paths[-1]).exists() or PICTURES.search(paths[-1])):
         question = paths.pop()
     shown = [_image(load_image(path)) for path in paths]
+    refuse_idle_flux(stack, flux)
     loaded = load_stack(stack, device, flux, dtype)
     if not isinstance(loaded, Stack):
         raise StackError(f"{stack} draws only: of the model families, xomni alone answers questions about images")

@@ -99,13 +99,14 @@ def generate(
 
     sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, cfg_scale=cfg_scale)
     drawn: Drawn = []
+    refuse_idle_flux(stack, flux)
     loaded = load_stack(stack, device, flux, dtype)
     if compiled:
         from xomni_rl.stack.static import compile_sampling
 
         compile_sampling(loaded.model)
-    for prompt in requested:
-        loaded.grid(pixels or prompt.size)  # every size is checked before the first image is drawn
+    for prompt in requested:  # every prompt and size is checked before the first image is drawn
+        loaded.encode_prompts([prompt.text], pixels or prompt.size)
     out.mkdir(parents=True, exist_ok=True)
     sheet = out / "contact_sheet" / "grid.png"
     sheet.parent.mkdir(exist_ok=True)
@@ -128,29 +129,40 @@ def load_stack(source: str, device: str = "auto", flux: Path | None = None, dtyp
         device: auto = the GPU if there is one.
         flux: FLUX.1-dev's folder, for a published checkpoint.
         dtype: auto = bfloat16 for a published checkpoint on a GPU, else float32.
+    Raises: ConfigError for an unknown dtype; StackError for a device that is not here, and what loading raises.
     """
     import torch
 
     from xomni_rl.stack.checkpoint import is_published
+    from xomni_rl.stack.devices import usable_device
     from xomni_rl.stack.stack import Stack
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    folder = Path(source)
+    place, folder = usable_device(device, "--device"), Path(source)
     if source != "embedded" and (folder / "checkpoints").is_dir():
         from xomni_rl.experiments.run import trained_stack
 
         which = "best" if (folder / "checkpoints" / "best").exists() else "last"
-        return trained_stack(folder, which).to(device)
+        return trained_stack(folder, which, place)
     if dtype not in DTYPES:
         raise ConfigError(unknown_name("--dtype", dtype, DTYPES))
     if dtype == "auto":
-        dtype = "bfloat16" if is_published(folder) and device != "cpu" else "float32"
+        dtype = "bfloat16" if is_published(folder) and place.type != "cpu" else "float32"
     if (family := family_of(folder)) != "xomni":
         from xomni_rl.stack.family import families
 
-        return families.get(family).from_pretrained(folder, device, getattr(torch, dtype))
-    return Stack.from_pretrained(source, device, getattr(torch, dtype), flux=flux)
+        return families.get(family).from_pretrained(folder, place, getattr(torch, dtype))
+    return Stack.from_pretrained(source, place, getattr(torch, dtype), flux=flux)
+
+
+def refuse_idle_flux(source: str, flux: Path | None) -> None:
+    """Raises: ConfigError for a FLUX.1 folder given beside a stack that takes none; of several stacks one may need it."""
+    from xomni_rl.stack.checkpoint import is_published
+    from xomni_rl.weights import EMBEDDED
+
+    if flux is None or is_published(Path(source)):
+        return
+    if source in EMBEDDED or Path(source).is_dir():
+        raise ConfigError(f"--flux is for a published X-Omni checkpoint, and {source} is none: leave it out")
 
 
 def family_of(folder: Path) -> str:
