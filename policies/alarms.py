@@ -45,8 +45,8 @@ class Check:
     action: Action = "warn"
 
 
-def checks(settings: AlarmSettings) -> tuple[Check, ...]:
-    """The rules under these settings; one whose limit is None is off."""
+def checks(settings: AlarmSettings, *, low: bool = False) -> tuple[Check, ...]:
+    """The rules under these settings, `low` = where weights or arithmetic have 16 bits; one whose limit is None is off."""
     return (
         Check(
             "zero_variance",
@@ -66,7 +66,7 @@ def checks(settings: AlarmSettings) -> tuple[Check, ...]:
         Check(
             "ratio_off_one",
             "ratio_max_deviation",
-            settings.ratio_tolerance,
+            settings.ratio_tolerance_16_bits if low else settings.ratio_tolerance,
             "the importance ratio of the first update is off 1 by {value:.2g}: sampler and trainer disagree about the same "
             "weights; check the sampling settings, mixed precision and dropout",
         ),
@@ -104,18 +104,21 @@ def checks(settings: AlarmSettings) -> tuple[Check, ...]:
     )
 
 
-def raised_alarms(metrics: dict[str, float], settings: AlarmSettings) -> tuple[list[Alarm], dict[str, float]]:
+def raised_alarms(
+    metrics: dict[str, float], settings: AlarmSettings, *, low: bool = False
+) -> tuple[list[Alarm], dict[str, float]]:
     """Alarms that a step's metrics raise.
 
     Args:
         metrics: of one step, by name; those that are absent are not checked.
         settings: the limits. A limit is still fine itself, but for the constant reward, where 0 raises the alarm.
+        low: whether weights or arithmetic have 16 bits.
     Returns: the alarms; `alarm/<name>` → 1.0 or 0.0 for every rule that was checked.
     """
     alarms: list[Alarm] = []
     flags: dict[str, float] = {}
     metrics = metrics | {"loss_size": abs(metrics["loss"])} if "loss" in metrics else metrics
-    for check in checks(settings):
+    for check in checks(settings, low=low):
         if check.limit is None or check.metric not in metrics:
             continue
         value = metrics[check.metric]

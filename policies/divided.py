@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from xomni_rl.policies.master_weights import MASTER, is_low
+from xomni_rl.policies.settings import SettingsError
+
 DIVIDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter, besides how many steps it has taken."""
@@ -46,6 +49,7 @@ class DividedWeights:
         self._leads = leads
         self.copy = copy.deepcopy(module).eval()
         self.collected: tuple[dict[str, Tensor], dict[str, Any]] = {}, {}
+        self._masters: dict[str, Tensor] = {}
 
     def take_over(self, accelerator: Accelerator, prepared: nn.Module, optimizer: Optimizer) -> None:
         """Goes on with what the accelerator has made of the copy and of its optimizer."""
@@ -53,6 +57,15 @@ class DividedWeights:
         self._parts = {whole: parameters[name] for name, whole in self._names.items()}
         self._trained = [name for name, parameter in self._parts.items() if parameter.requires_grad]
         self._optimizer = optimizer
+
+    def check_precision(self) -> None:
+        """Raises: SettingsError if what is trained has 16 bits, of which small steps are rounded away; ZeRO-3 has masters."""
+        parts = [self._parts[name] for name in self._trained]
+        if any(is_low(part) and not _is_zero(part) for part in parts):
+            raise SettingsError(
+                "weights of 16 bits cannot take small steps: set trainer.mixed_precision=bf16, which divides float32 ones, or "
+                "model.dtype=float32"
+            )
 
     @torch.no_grad()
     def pull(self) -> None:
@@ -62,18 +75,22 @@ class DividedWeights:
 
     @torch.no_grad()
     def push(self) -> None:
-        """The trained weights become the whole model's."""
+        """The trained weights become the whole model's, or the more precise ones that a checkpoint had of them."""
         for name in self._trained:
-            self._parts[name].copy_(_like(self._whole[name].detach(), self._parts[name]))
+            weights = self._masters.get(name, self._whole[name].detach())
+            self._parts[name].copy_(_like(weights.to(self._parts[name].device), self._parts[name]))
+        self._masters = {}
 
     @torch.no_grad()
     def collect(self) -> None:
         """Brings the optimizer's state together in the process that leads, for a checkpoint."""
         tensors: dict[str, Tensor] = {}
         for name in self._trained:
-            moments = {kind: _moment(self._optimizer, self._parts[name], kind) for kind in (*MOMENTS, "step")}
+            state = {kind: _moment(self._optimizer, self._parts[name], kind) for kind in (*MOMENTS, "step")}
+            if is_low(self._whole[name]) and state["step"] is not None:
+                state[MASTER] = _gathered(self._parts[name])
             if self._leads:
-                tensors |= {f"{kind}/{name}": value.cpu() for kind, value in moments.items() if value is not None}
+                tensors |= {f"{kind}/{name}": value.cpu() for kind, value in state.items() if value is not None}
         self.collected = tensors, {"class": "AdamW", "groups": [self._settings() | {"parameters": self._trained}]}
 
     @torch.no_grad()
@@ -82,6 +99,7 @@ class DividedWeights:
         [group] = settings["groups"]
         if set(group["parameters"]) != set(self._trained):
             raise ValueError("its optimizer is another one (groups differ)")
+        self._masters = {name: tensors[f"{MASTER}/{name}"] for name in self._trained if f"{MASTER}/{name}" in tensors}
         for name in self._trained:
             part = self._parts[name]
             if f"step/{name}" in tensors:

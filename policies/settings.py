@@ -24,6 +24,8 @@ class AlarmSettings:
         zero_variance_share: more than this share of groups without variance, in [0, 1].
         entropy_floor: mean entropy of a token below this, nats.
         ratio_tolerance: importance ratio of the first update further from 1 than this.
+        ratio_tolerance_16_bits: likewise where weights or arithmetic have 16 bits: sampler and trainer round otherwise, each by
+            0.02 nats (root mean square; 0.2 at most among 2304 tokens of the embedded stack).
         failed_share: more than this share of images without a score because scoring failed, in [0, 1].
         kl_limit: KL to the reference above this, nats per token; None = no limit.
         kl_action: what then: "warn", "stop" to end training there, or "rollback" to go on from the last checkpoint at half the
@@ -37,6 +39,7 @@ class AlarmSettings:
     zero_variance_share: float = 0.8
     entropy_floor: float = 0.05
     ratio_tolerance: float = 1e-3
+    ratio_tolerance_16_bits: float = 0.5
     failed_share: float = 0.1
     kl_limit: float | None = None
     kl_action: Literal["warn", "stop", "rollback"] = "warn"

@@ -235,7 +235,7 @@ class Trainer:
 
     def _raise_alarms(self, step: int, metrics: Mapping[str, float]) -> tuple[dict[str, float], str | None]:
         """The metrics `alarm/…`, and why training is to go back to a checkpoint, if it is."""
-        alarms, flags = raised_alarms(finite(metrics), self.settings.alarms)
+        alarms, flags = raised_alarms(finite(metrics), self.settings.alarms, low=self.learner.low_precision)
         back = None
         for alarm in alarms:
             count = self.progress.alarms[alarm.name] = self.progress.alarms.get(alarm.name, 0) + 1

@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from xomni_rl.policies.checkpoint import CheckpointError, damaged, verify
 from xomni_rl.policies.divided import DividedWeights
 from xomni_rl.policies.lora import merged_tensors
+from xomni_rl.policies.master_weights import MasterWeights
 from xomni_rl.policies.optimizers import as_it_was, as_tensor
 from xomni_rl.policies.settings import SettingsError
 
@@ -225,7 +226,8 @@ def optimizer_state(model: nn.Module, optimizer: Optimizer | DividedWeights) -> 
         | {"parameters": [names[parameter] for parameter in group["params"]]}
         for group in optimizer.param_groups
     ]
-    return tensors, {"class": type(optimizer).__name__, "groups": groups}
+    stepping = optimizer.inner if isinstance(optimizer, MasterWeights) else optimizer
+    return tensors, {"class": type(stepping).__name__, "groups": groups}
 
 
 def load_optimizer(

@@ -21,6 +21,7 @@ from xomni_rl.policies.critic import Critic
 from xomni_rl.policies.distributed import Team
 from xomni_rl.policies.divided import DIVIDING, DividedWeights
 from xomni_rl.policies.losses import sequence_kl
+from xomni_rl.policies.master_weights import is_low
 from xomni_rl.policies.optimizers import make_optimizer
 from xomni_rl.policies.policy import ImagePolicy, TokenBatch
 from xomni_rl.policies.settings import SettingsError, TrainerSettings
@@ -117,11 +118,12 @@ class Learner:
             self.divided = DividedWeights(module, policy.model, leads=self.team.leads)
             module = self.divided.copy
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.optimizer = make_optimizer(parameters, settings)
+        self.optimizer = make_optimizer(parameters, settings, divided=self.divided is not None)
         self.scheduler = LambdaLR(self.optimizer, self._learning_rate_share)
         policy.module, self._stepper = accelerator.prepare(module, self.optimizer)
         if self.divided is not None:
             self.divided.take_over(accelerator, policy.module, self.optimizer)
+            self.divided.check_precision()
         self._parameters = [parameter for parameter in policy.module.parameters() if parameter.requires_grad]
 
     def experience(self, batch: RolloutBatch) -> Experience:
@@ -192,6 +194,11 @@ class Learner:
             mask = None if bool(experience.mask.all()) else experience.mask[own]
             averages |= self.critic.fit(experience.features, experience.returns[own], experience.keep[own], self.team, mask)
         return averages | {"learning_rate": steps[-1][1]["learning_rate"]}
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether weights or arithmetic have 16 bits."""
+        return self.accelerator.mixed_precision != "no" or any(map(is_low, self.policy.model.parameters()))
 
     @property
     def saved_optimizer(self) -> Optimizer | DividedWeights:

@@ -146,6 +146,7 @@ SCHEMA: dict[str, Any] = {
             "zero_variance_share": SHARE,
             "entropy_floor": NOT_NEGATIVE,
             "ratio_tolerance": NOT_NEGATIVE,
+            "ratio_tolerance_16_bits": NOT_NEGATIVE,
             "failed_share": SHARE,
             "kl_limit": Rule("number", above=0, optional=True),
             "kl_action": ON_ALARM,

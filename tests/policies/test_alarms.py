@@ -42,6 +42,14 @@ def test_metric_beyond_its_limit_raises_one_alarm_with_advice(metric: str, value
     assert [flag for flag, raised in flags.items() if raised] == [f"alarm/{name}"]
 
 
+def test_ratio_of_16_bits_has_a_limit_of_its_own() -> None:
+    names = [
+        [alarm.name for alarm in raised_alarms({**FINE, "ratio_max_deviation": value}, SETTINGS, low=True)[0]]
+        for value in (0.2, 0.6)  # a limit of 0.5
+    ]
+    assert names == [[], ["ratio_off_one"]]
+
+
 def test_value_at_its_limit_is_still_fine() -> None:
     metrics = {"zero_variance_share": 0.8, "entropy": 0.05, "failed_share": 0.1, "kl_reference": 0.5}
     assert raised_alarms(metrics, SETTINGS)[0] == []

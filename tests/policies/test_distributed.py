@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from xomni_rl.policies.distributed import Team
@@ -52,7 +53,7 @@ class Starter:
 
     def run(self, config: dict[str, Any], size: int, *, divided: bool = False) -> Path:
         self.begin(config, size, divided=divided)
-        assert self.end() == [0] * size, [file.read_text() for file in self.folder.iterdir()]
+        assert self.end() == [0] * size, "".join([file.read_text() for file in self.folder.iterdir()])
         return Path(config["run"])
 
     def _line(self) -> str:
@@ -122,6 +123,40 @@ def test_weights_divided_by_fsdp2_give_the_same_run_and_go_on(
     starter.run(divided | {"trainer": divided["trainer"] | {"steps": 2}}, 2, divided=True)
     assert json.loads((Path(divided["run"]) / "manifest.json").read_text())["parallel"] == "FSDP"
     assert_same_run(starter.run(divided | {"resume": divided["run"]}, 2, divided=True), one)
+
+
+def test_float32_weights_of_a_bfloat16_model_go_on_divided_or_not(
+    starter: Starter, changed: Callable[..., dict[str, Any]]
+) -> None:
+    # bfloat16 numbers lie 2⁻⁸ of themselves apart, so that nearly every step at this rate would be rounded away.
+    low = {"model": {"path": "tiny_random", "dtype": "bfloat16"}, "trainer__learning_rate": 1e-6, "trainer__warmup_steps": 0}
+    whole = changed(**low, trainer__mixed_precision="bf16")
+    starter.run(whole, 2, divided=True)
+    stopped = changed(**low, trainer__mixed_precision="bf16", run=f"{whole['run']}_stopped")
+    starter.run(stopped | {"trainer": stopped["trainer"] | {"steps": 2}}, 2, divided=True)
+    starter.run(stopped | {"resume": stopped["run"]}, 2, divided=True)
+    (expected, found) = (
+        load_file(Path(run["run"]) / "checkpoints/step_000003/optimizer.safetensors") for run in (whole, stopped)
+    )
+    masters = [name for name in expected if name.startswith("master/")]
+    moved = [name for name in masters if expected[name.replace("master", "exp_avg")].any()]  # the text's head has no gradient
+    assert len(moved) > 10
+    for name in moved:
+        assert found[name].dtype == torch.float32
+        assert float((found[name] - expected[name]).abs().max()) < 1e-6, name  # one step of Adam at this rate
+        assert not torch.equal(expected[name], expected[name].bfloat16().float()), name
+    alone = starter.run(stopped | {"resume": stopped["run"], "trainer": stopped["trainer"] | {"steps": 4}}, 1)
+    after = load_file(alone / "checkpoints/step_000004/optimizer.safetensors")
+    for name in moved:
+        assert 0 < float((after[name] - found[name]).abs().max()) < 2e-6, name
+
+
+def test_weights_of_16_bits_are_refused_where_they_are_divided(
+    starter: Starter, changed: Callable[..., dict[str, Any]]
+) -> None:
+    starter.begin(changed(model={"path": "tiny_random", "dtype": "bfloat16"}), 2, divided=True)
+    assert starter.end() == [1, 1]
+    assert "set trainer.mixed_precision=bf16" in (starter.folder / "0").read_text()
 
 
 def test_moments_of_one_byte_are_refused_where_weights_are_divided(

@@ -184,6 +184,7 @@ STATEFUL: dict[str, dict[str, Any]] = {
     "greedy": {"algorithm": {"name": "remax", "options": {}}},
     "pairs": {"algorithm": {"name": "dpo", "options": {}}},
     "eight bits": {"trainer__optimizer": "adamw_8bit"},
+    "masters": {"model": {"path": "tiny_random", "dtype": "bfloat16"}},
     "adapters": {"model": {"path": "tiny_random", "lora": {"rank": 2}}, "algorithm__options": {"kl_coef": 0.01}},
 }
 """What keeps something from step to step, or draws more than a step's own prompts."""

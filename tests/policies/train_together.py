@@ -28,13 +28,15 @@ from xomni_rl.policies.distributed import Team
 from xomni_rl.policies.trainer import train
 
 
-def divide_weights() -> None:
+def divide_weights(mixed_precision: str) -> None:
     """FSDP2 as `fsdp2.yaml` describes it. accelerate itself would divide on GPUs only, and go on without a word on a CPU."""
     file = Path(xomni_rl.experiments.launch.__file__).parent / "fsdp2.yaml"
     launched = launch_command_parser().parse_args(["--config_file", str(file), "-m", "xomni_rl"])
     os.environ |= prepare_multi_gpu_env(_validate_launch_command(launched)[0])
-    state = AcceleratorState(cpu=True, dynamo_plugin=TorchDynamoPlugin(), _from_accelerator=True)
+    state = AcceleratorState(mixed_precision, cpu=True, dynamo_plugin=TorchDynamoPlugin(), _from_accelerator=True)
     state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    if mixed_precision != "no":
+        state.fsdp_plugin.set_mixed_precision(mixed_precision)
     PartialState().distributed_type = DistributedType.FSDP  # of which every AcceleratorState is made anew
 
 
@@ -43,7 +45,7 @@ def run(config: dict[str, Any], errors: Path, rank: int, divided: bool) -> int:
     try:
         Team.current("cpu")
         if divided:
-            divide_weights()
+            divide_weights(config["trainer"].get("mixed_precision", "no"))
         train(config, **build_parts(config), console=Console(file=io.StringIO()))
     except BaseException as error:
         with (errors / str(rank)).open("w") as stream:
