@@ -150,7 +150,8 @@ def job_of(
         launch: see `LAUNCHES`; None = fsdp2 on several GPUs, else single.
         size: (height, width) px of an image; None = the stack's default.
         prompt_tokens: L.
-    Raises: PlanError for a stack that is not there, a size that is no multiple of a token, an unknown launch.
+    Raises: PlanError for a stack that is not there, a size that is no multiple of a token, an unknown launch, or weights to
+        divide that training refuses.
     """
     launch = launch or ("fsdp2" if gpus > 1 else "single")
     if launch not in LAUNCHES:
@@ -158,6 +159,11 @@ def job_of(
     if launch == "single" and gpus > 1:
         raise PlanError(f"launch=single uses one GPU, not {gpus}: write gpus=1x{gpu.name}, or launch=ddp or fsdp2")
     settings = TrainerSettings.from_config(config)
+    if launch == "fsdp2" and gpus > 1 and config["model"]["dtype"] != "float32" and settings.mixed_precision == "no":
+        raise PlanError(
+            "weights of 16 bits cannot take small steps when they are divided: set trainer.mixed_precision=bf16, which divides "
+            "float32 ones, or model.dtype=float32"
+        )
     algorithm = build_algorithm(config["algorithm"]["name"], config["algorithm"]["options"])
     if config["model"].get("family", "xomni") != "xomni":
         raise PlanError(f"only X-Omni's family can be planned, not model.family={config['model']['family']}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from xomni_rl.experiments.planning.job import Job
+from xomni_rl.experiments.planning.optimizer import gradients, masters, moments, stepping, trained_width
 from xomni_rl.experiments.planning.sizes import ModelSizes
 from xomni_rl.stack.sampler import LOGITS_AT_A_TIME
 from xomni_rl.stack.static import PROMPT_BLOCK
@@ -76,8 +77,7 @@ def resident_parts(job: Job) -> dict[str, int]:
     weights = b · (all + adapters): a whole copy on every GPU, which samples, is saved, and under `single` and `ddp` is trained.
     divided copy (policies/divided.py) = c · all / n under FSDP2, with adapters
     b · all / n + c · adapters / n; under ZeRO-3 (m + 4) · all / n, with float32 masters.
-    AdamW moments = 2 · trained in the dtype of what is trained (torch), / n where divided, float32 under ZeRO-3; of 8 bits
-    2 · trained · (1 + 4/256), with one float32 for each block of 256.
+    float32 masters, AdamW moments: see `masters` and `moments` of optimizer.py.
     ddp buckets = b · trainable: torch's reducer copies gradients into buckets (`gradient_as_bucket_view` is off).
     reference = b · all: a frozen copy on every GPU, never divided; none with adapters, whose base weights are the reference,
     nor if it lies in the machine's memory.
@@ -90,6 +90,7 @@ def resident_parts(job: Job) -> dict[str, int]:
     return {
         "weights": b * (model.parameters + job.adapters),
         "divided copy": divided_copy(job),
+        "float32 masters": masters(job),
         "AdamW moments": moments(job),
         "ddp buckets": b * (job.adapters or model.parameters) if job.launch == "ddp" and job.gpus > 1 else 0,
         "reference": 0 if job.reference_offloaded else reference_copy(job),
@@ -117,24 +118,6 @@ def divided_copy(job: Job) -> int:
     if job.adapters:
         return (b * everything + trained_width(job) * job.adapters) // job.gpus
     return trained_width(job) * everything // job.gpus
-
-
-def moments(job: Job) -> int:
-    """See `resident_parts`."""
-    if job.eight_bit:
-        return 2 * job.trained * (256 + 4) // 256
-    if not job.divided:
-        return 2 * job.width * job.trained
-    if job.launch == "deepspeed_zero3":
-        return 8 * (job.adapters or job.model.parameters) // job.gpus
-    return 2 * trained_width(job) * job.trained // job.gpus
-
-
-def gradients(job: Job) -> int:
-    """Gradients at an optimizer step: in their parameters' dtype, / n divided."""
-    if not job.divided:
-        return job.width * job.trained
-    return trained_width(job) * job.trained // job.gpus
 
 
 def starting(job: Job) -> dict[str, int]:
@@ -272,15 +255,6 @@ def undivided_gradients(job: Job) -> int:
     return computed_in(job) * job.trained if whole else 0
 
 
-def stepping(job: Job) -> int:
-    """AdamW's temporaries.
-
-    On a GPU torch's foreach path takes the root of all second moments at once: as much as one moment. On the CPU it goes tensor
-    by tensor: the root and the quotient of the largest.
-    """
-    return 2 * job.width * (job.model.largest if not job.adapters else 0) if job.on_cpu else moments(job) // 2
-
-
 def scorer_activations(job: Job, groups: int, images: int) -> int:
     """What autograd keeps of the scorer's forward up to the image head, for so many images of so many groups at once.
 
@@ -384,11 +358,6 @@ def autocast_copies(job: Job) -> int:
 def computed_in(job: Job) -> int:
     """m."""
     return 2 if job.mixed else job.width
-
-
-def trained_width(job: Job) -> int:
-    """c."""
-    return 4 if job.divided and (job.mixed or job.launch == "deepspeed_zero3") else job.width
 
 
 def _logit_bytes(job: Job, width: int) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 from xomni_rl.experiments.planning.job import Job
-from xomni_rl.experiments.planning.memory import computed_in, kv_cache, trained_width
+from xomni_rl.experiments.planning.memory import computed_in, kv_cache
+from xomni_rl.experiments.planning.optimizer import stepped_bytes, trained_width
 
 ARITHMETIC = 0.4
 """Share of the stated FLOP/s that matrix products of training and decoding reach; an assumption."""
@@ -31,7 +32,7 @@ def step_seconds(job: Job) -> dict[str, float]:
         "reference": scoring_flops(job, job.rows) / _speed(job, 4 if job.width == 4 else 2) if job.reference else 0.0,
         "update": job.epochs * update_flops(job) / _speed(job, computed_in(job)),
         "gathering weights": gathering_seconds(job),
-        "optimizer": _steps(job) * _traffic(job, 7 * trained_width(job) * job.trained // (job.gpus if job.divided else 1)),
+        "optimizer": _steps(job) * _traffic(job, stepped_bytes(job)),
     }
     return {name: seconds for name, seconds in parts.items() if seconds}
 

@@ -19,7 +19,6 @@ from xomni_rl.experiments.planning.memory import (
     layer_at_work,
     logits,
     memory,
-    moments,
     prompt_activations,
     resident_parts,
     sampling,
@@ -70,17 +69,6 @@ def test_planned_activations_are_what_autograd_keeps(case: Case) -> None:
     log_probabilities = 4 * case.prompts * case.group * job.tokens * case.images
     planned = scorer_activations(job, case.prompts, case.prompts * case.group) + log_probabilities
     assert planned == pytest.approx(kept_by_autograd(case, 12), rel=0.01)
-
-
-def test_planned_moments_are_what_adamw_holds() -> None:
-    case = Case("small", layers=2, hidden=64, intermediate=128)
-    model = XOmniForCausalLM(case.config())
-    ids = torch.tensor([[1, 2, case.text + case.images + 2]])
-    score_image_tokens(model, ids, torch.ones_like(ids), torch.zeros(1, 4, dtype=torch.int64))[0].sum().backward()
-    optimizer = torch.optim.AdamW(model.parameters())
-    optimizer.step()
-    held = [state[kind] for state in optimizer.state.values() for kind in ("exp_avg", "exp_avg_sq")]
-    assert sum(moment.nbytes for moment in held) == moments(case.job(3))  # the text head gets none
 
 
 def test_one_gpu_holds_weights_gradients_and_moments_of_everything_trained(make_job: MakeJob) -> None:
@@ -154,11 +142,6 @@ def test_rows_at_a_time_keep_what_a_piece_of_a_group_needs(make_job: MakeJob) ->
     assert rows["gradients"] > 0  # those of the piece before
     assert together["gradients"] == 0
     assert (make_job(at_a_time=3).pieces, make_job(at_a_time=3).piece) == (2 * 3, (1, 3))  # 3 + 3 + 2 images, two groups
-
-
-def test_moments_of_eight_bits_take_a_byte_and_a_scale_for_each_block(make_job: MakeJob) -> None:
-    job = make_job(eight_bit=True)
-    assert moments(job) == 2 * job.trained * 260 // 256
 
 
 def test_compiled_sampler_joins_no_weights_and_keeps_its_cache(make_job: MakeJob) -> None:

@@ -128,6 +128,7 @@ def test_what_is_missing_besides_prompts_is_asked_for_as_train_does() -> None:
         (["prompt_tokens=0"], "prompt_tokens must be a whole number of at least 1"),
         (["launch=fsdp"], 'unknown launch "fsdp"; nearest: fsdp2'),
         (["launch=single", "gpus=2xH100"], "launch=single uses one GPU, not 2"),
+        (["model=xomni_7b", "gpus=2xH100"], "weights of 16 bits .* set trainer.mixed_precision=bf16"),
         (["++model.family=janus"], "only X-Omni's family can be planned, not model.family=janus"),
     ],
 )
