@@ -72,9 +72,10 @@ def fits(job: Job) -> bool:
 
 
 def divide(job: Job) -> Options:
-    """Optimizer and gradients divided: the same figures, more traffic."""
+    """Optimizer and gradients divided: the same figures, more traffic. Weights of 16 bits are divided as float32 ones alone."""
     if job.launch in ("single", "ddp") and job.gpus > 1:
-        yield "launch=fsdp2", replace(job, launch="fsdp2")
+        text = "launch=fsdp2" if job.mixed or job.width == 4 else "launch=fsdp2 trainer.mixed_precision=bf16"
+        yield text, replace(job, launch="fsdp2", mixed=job.mixed or job.width < 4)
 
 
 def accumulate(job: Job) -> Options:
@@ -139,6 +140,25 @@ def offload_decoder(job: Job) -> Options:
         yield "model.options.decoder.offload=true", replace(job, decoder_offloaded=True)
 
 
+def evaluate_fewer(job: Job) -> Options:
+    """Held-out images sampled as few at a time as a step's: the same figures, more slowly."""
+    if job.evaluated > job.rows:
+        yield f"trainer.evaluation.batch_size={job.rows * job.gpus}", replace(job, evaluated=job.rows)
+
+
+def fewer_prompts(job: Job) -> Options:
+    """A GPU's share halved as often as it takes to fit, or once where nothing fits: an update learns from fewer images.
+
+    `trainer.accumulation` is no way around it: it divides the backward pass, and a step's images are sampled at once before it.
+    """
+    share = math.ceil(job.prompts / job.gpus)
+    fewer = [_with_prompts(job, (share >> halvings) * job.gpus) for halvings in range(1, share.bit_length())]
+    if fewer:
+        new = next((each for each in fewer if fits(each)), fewer[0])
+        evaluation = f" trainer.evaluation.batch_size={new.rows * new.gpus}" if new.evaluated < job.evaluated else ""
+        yield f"trainer.prompts_per_step={new.prompts}{evaluation} (a smaller batch per update)", new
+
+
 def adapt(job: Job) -> Options:
     """Low-rank adapters: something else is learned."""
     if not job.adapters:
@@ -171,13 +191,21 @@ CANDIDATES: tuple[Candidate, ...] = (
         offload_decoder,
         fewer_rows,
         one_pass,
+        evaluate_fewer,
         eight_bits,
         smaller_groups,
+        fewer_prompts,
         adapt,
         smaller_images,
     ),
 )
 """In order: first what changes nothing that is learned, then what does."""
+
+
+def _with_prompts(job: Job, prompts: int) -> Job:
+    """The job with so many prompts a step; a held-out evaluation samples no more at a time than that makes."""
+    new = replace(job, prompts=prompts)
+    return replace(new, evaluated=min(job.evaluated, new.rows))
 
 
 def _micro(job: Job, accumulation: int) -> int:
