@@ -19,6 +19,7 @@ from xomni_rl.commands.jobs import benchmarks, parse_options
 from xomni_rl.config import ConfigError
 from xomni_rl.experiments import benchmarks as benchmark_package
 from xomni_rl.experiments.scoring import match_folder
+from xomni_rl.images import NO_SAMPLES
 from xomni_rl.prompt_sets.signs import render_sign
 from xomni_rl.prompts import load_prompts
 from xomni_rl.stack.stack import Stack
@@ -216,8 +217,9 @@ def test_generate_writes_pictures_prompts_and_sheet_that_score_reads_back(workpl
     out = workplace / "drawn"
     names = ["0000_1", "0000_2", "0001_1", "0001_2"]
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == sorted(
-        [*(f"{name}.png" for name in names), "prompts.jsonl", "contact_sheet/grid.png"]
+        [*(f"{name}.png" for name in names), "prompts.jsonl", "contact_sheet/grid.png", f"contact_sheet/{NO_SAMPLES}"]
     )
+    assert len(match_folder(out, out / "prompts.jsonl", recursive=True).items) == 4  # the sheet is not one of them
     pairs = [(Path(item.path), item.prompt) for item in match_folder(out, out / "prompts.jsonl").items]
     assert [(path.stem, prompt.text) for path, prompt in pairs] == [
         *((name, "a red sign") for name in names[:2]),

@@ -10,6 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest image that is decoded, in px; a small file can otherwise claim gigabytes."""
 
+NO_SAMPLES = ".no-samples"
+"""A folder with a file of this name holds pictures made of samples (a contact sheet, a gallery), which are not samples."""
 _BACKGROUND = (255, 255, 255)
 
 

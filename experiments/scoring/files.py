@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from xomni_rl.experiments.scoring.errors import ScoringError
+from xomni_rl.images import NO_SAMPLES
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _SHOWN = 8
 
 
 def image_files(folder: Path, recursive: bool | None = None) -> list[str]:
-    """Names of the files with an image's suffix, relative to the folder, in natural order; hidden ones are left out.
+    """Names of the files with an image's suffix, relative to the folder, in natural order.
+
+    Hidden ones are left out, and so are folders inside that hold contact sheets or galleries (`NO_SAMPLES`).
 
     Args:
         folder: where they lie.
@@ -38,6 +41,11 @@ def natural(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
+def counted(number: int, noun: str) -> str:
+    """As one says it: 1 image, 2 images."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def some(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
@@ -48,6 +56,9 @@ def _names(folder: Path, deep: bool) -> Iterator[str]:
     for parent, folders, files in os.walk(folder, onerror=_cannot_be_read):
         folders[:] = [name for name in folders if deep and not name.startswith(".")]
         inside = Path(parent).relative_to(folder)
+        if inside.parts and NO_SAMPLES in files:
+            folders.clear()
+            continue
         for name in files:
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 yield (inside / name).as_posix()

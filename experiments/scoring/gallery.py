@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,12 @@ from PIL import Image
 
 from xomni_rl.experiments.report.look import styles
 from xomni_rl.experiments.scoring.errors import ScoringError
+from xomni_rl.experiments.scoring.files import some
 from xomni_rl.experiments.scoring.matching import Item
 from xomni_rl.experiments.scoring.show import interval, number
 from xomni_rl.experiments.scoring.summary import Summary
 from xomni_rl.experiments.scoring.table import Columns
-from xomni_rl.images import ImageFileError, load_image
+from xomni_rl.images import NO_SAMPLES, ImageFileError, load_image
 
 ONE_FILE = 300
 """Most images of a page that is one file."""
@@ -35,6 +37,7 @@ EMBEDDED = 768
 """Longest side of a picture inside a page, in px; larger ones are reduced."""
 THUMBNAIL = 320
 """Longest side of a thumbnail of a folder, in px."""
+OURS = "a gallery that xomni-rl score wrote and may replace\n"
 _HERE = Path(__file__).parent
 _SHOWN_AS_IT_IS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".gif": "gif"}
 
@@ -50,8 +53,8 @@ def write_gallery(
     """Writes the page.
 
     Args:
-        path: of the page. With more than `ONE_FILE` images it becomes a folder of that name without suffix, which holds
-            index.html, thumbnails and images; one that is there already is replaced once the new one is whole.
+        path: of the page, as `check_gallery` takes it. Where that makes it a folder, it holds index.html, thumbnails and
+            images; one that is there already is replaced once the new one is whole.
         items, rows: the images and their rows of the table, in one order.
         columns: of the table.
         summary: shown on top.
@@ -59,14 +62,14 @@ def write_gallery(
     Returns: the page.
     Raises: ScoringError if it cannot be written.
     """
-    folder = None if len(items) <= ONE_FILE else path.with_suffix("")
-    target = path if folder is None else folder
-    assert target is not None
+    folder = _folder(path) if len(items) > ONE_FILE else None
+    target = folder or path
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         if folder is not None:
             _check_ours(folder)
             beside.mkdir()
+            (beside / NO_SAMPLES).write_text(OURS, encoding="utf-8")
         page = beside if folder is None else beside / "index.html"
         pictures = _Embedded() if folder is None else _Files(beside)
         stream = _template().stream(
@@ -93,6 +96,37 @@ def write_gallery(
         _remove(beside)
         raise
     return path if folder is None else folder / "index.html"
+
+
+def check_gallery(path: Path, count: int, folders: Iterable[Path]) -> None:
+    """Finds out before the work, not after it, that the page could not be written; makes its folder's parents.
+
+    Args:
+        path: of the page. With more than `ONE_FILE` images it becomes the folder `NAME_gallery` beside it.
+        count: images.
+        folders: what is scored, which a gallery must not replace.
+    Raises: ScoringError if it could not.
+    """
+    if path.suffix.lower() != ".html":
+        raise ScoringError(f"{path}: a gallery is an .html file")
+    if path.is_dir():
+        raise ScoringError(f"{path}: is a folder; give another name with --gallery")
+    if count > ONE_FILE:
+        target = _folder(path)
+        _check_ours(target)
+        for folder in folders:
+            if folder.resolve().is_relative_to(target.resolve()):
+                raise ScoringError(f"{target}: the gallery would replace the images in {folder}; give another --gallery")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise ScoringError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _folder(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_gallery")
 
 
 def _template() -> jinja2.Template:
@@ -203,9 +237,18 @@ def _blocks(summary: Summary) -> list[dict[str, Any]]:
 
 
 def _check_ours(folder: Path) -> None:
-    """Raises ScoringError for a folder that holds anything but a gallery; it would be replaced."""
-    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {"index.html", "images", "thumbnails"}):
+    """Raises ScoringError for what is no gallery, or has something in it that is none of ours: it would be replaced."""
+    if not folder.exists():
+        return
+    mark = folder / NO_SAMPLES
+    if not mark.is_file() or mark.read_text(encoding="utf-8", errors="replace") != OURS:
         raise ScoringError(f"{folder}: is there already and is no gallery; give another name with --gallery")
+    others = sorted({path.name for path in folder.iterdir()} - {NO_SAMPLES, "index.html", "images", "thumbnails"})
+    if others:
+        raise ScoringError(
+            f"{folder}: the gallery there would be replaced, and with it {some(others)}; move that away, or give another name"
+            " with --gallery"
+        )
 
 
 def _remove(path: Path) -> None:

@@ -80,7 +80,7 @@ def match_folder(
     files = image_files(folder, recursive)
     source = read_prompt_file(prompts, match)
     pairs, how = _matched(files, source, match, partial)
-    return _checked(folder, files, source.prompts, pairs, how, partial, model)
+    return _checked(folder, files, source, pairs, how, partial, model)
 
 
 def without_prompts(folder: str | Path, *, recursive: bool | None = None, model: str = "") -> list[Item]:
@@ -96,7 +96,7 @@ def without_prompts(folder: str | Path, *, recursive: bool | None = None, model:
 
 def _matched(files: Sequence[str], source: PromptFile, match: str, partial: bool) -> tuple[Pairs, str]:
     if source.cells is not None:
-        return _by_column(files, source.cells), f'column "{source.column}"'
+        return _by_column(files, source.cells, source.prompts), f'column "{source.column}"'
     if match != "index":
         pairs, exact = _by_name(files, source.prompts)
         if pairs or match == "name":
@@ -104,25 +104,29 @@ def _matched(files: Sequence[str], source: PromptFile, match: str, partial: bool
     return _by_order(files, source.prompts, partial)
 
 
-def _by_column(files: Sequence[str], cells: Sequence[str]) -> Pairs:
-    """Rows name a file by its relative path, or by its last part, with or without suffix."""
+def _by_column(files: Sequence[str], cells: Sequence[str], prompts: Sequence[Prompt]) -> Pairs:
+    """Rows name a file by its relative path, or by its last part, with or without suffix.
+
+    Several may name one image for one prompt, as those of several models do in a table of scores.
+    """
     lookup: dict[str, list[str]] = {}
     for name in files:
         path = PurePosixPath(name)
         for key in {name, str(path.with_suffix("")), path.name, path.stem}:
             lookup.setdefault(key, []).append(name)
-    pairs = []
+    pairs: dict[tuple[str, str], int] = {}
     for position, cell in enumerate(cells):
         path = PurePosixPath(cell.replace("\\", "/"))
         found = lookup.get(str(path)) or lookup.get(path.name) or []
         exact = [name for name in found if name == str(path)]
         if len(found) > 1 and not exact:
             raise ScoringError(f'row {position + 1} names "{cell}", which is several images: {some(found)}')
-        pairs += [(position, name) for name in (exact or found)]
-    twice = [name for name, count in Counter(name for _, name in pairs).items() if count > 1]
+        for name in exact or found:
+            pairs.setdefault((name, prompts[position].id), position)
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
     if twice:
-        raise ScoringError(f"several rows name one image: {some(twice)}")
-    return pairs
+        raise ScoringError(f"rows of several prompts name one image: {some(twice)}")
+    return [(position, name) for (name, _), position in pairs.items()]
 
 
 def _by_name(files: Sequence[str], prompts: Sequence[Prompt]) -> tuple[Pairs, bool]:
@@ -208,9 +212,10 @@ def _numbers(keys: Sequence[str], count: int) -> list[int]:
 
 
 def _checked(
-    folder: Path, files: Sequence[str], prompts: Sequence[Prompt], pairs: Pairs, how: str, partial: bool, model: str
+    folder: Path, files: Sequence[str], source: PromptFile, pairs: Pairs, how: str, partial: bool, model: str
 ) -> Match:
     """The pairs as items, after refusing what has no partner."""
+    prompts = source.prompts
     used, matched = {name for _, name in pairs}, {prompts[position].id for position, _ in pairs}
     strangers = [name for name in files if name not in used]
     missing = [identity for identity in dict.fromkeys(prompt.id for prompt in prompts) if identity not in matched]
@@ -218,10 +223,11 @@ def _checked(
         raise ScoringError(
             f"{folder}: no image belongs to a prompt; the first image is {files[0]}, the first id {prompts[0].id}"
         )
-    if not partial:
-        for what, names in (("images whose name is no prompt id", strangers), ("prompts without an image", missing)):
-            if names:
-                raise ScoringError(f"{what}: {some(names)}; --partial leaves them out")
+    if not partial and (strangers or missing):
+        alone = "images whose name is no prompt id" if source.cells is None else "images that no row names"
+        lists = ((alone, strangers), ("prompts without an image", missing))
+        found = [f"{what}: {some(names)}" for what, names in lists if names]
+        raise ScoringError("; ".join([*found, "--partial leaves them out"]))
     seen: Counter[str] = Counter()
     items = []
     for position, name in _in_order(pairs):

@@ -24,18 +24,11 @@ FORMAT = 1
 
 
 def fingerprint(choice: Choice, batch_size: int, threads: int, items: Sequence[Item]) -> dict[str, Any]:
-    """What decides the scores: rewards with version and options, totals, batches, prompts; names, sizes, times of the files.
-
-    Raises: ScoringError for a file that is gone.
-    """
+    """What decides the scores: rewards with version and options, totals, batches, prompts; names, sizes, times of the files."""
     prompts, images = hashlib.sha256(), hashlib.sha256()
     for item in items:
-        try:
-            state = os.stat(item.path)
-        except OSError as error:
-            raise ScoringError(f"{item.path}: cannot be read: {error.strerror}") from error
         prompts.update(repr((item.prompt, item.sample)).encode())
-        images.update(repr((item.model, item.name, state.st_size, state.st_mtime_ns)).encode())
+        images.update(repr((item.model, item.name, *_state(item.path))).encode())
     versions = {name: scorer.parts[0].reward.version for name, scorer in build_scorers(choice).rewards.items()}
     return {
         "format": FORMAT,
@@ -45,6 +38,15 @@ def fingerprint(choice: Choice, batch_size: int, threads: int, items: Sequence[I
         "prompts": prompts.hexdigest(),
         "images": images.hexdigest(),
     }
+
+
+def _state(path: str) -> tuple[int, ...]:
+    """Size and time of a file; nothing for one that is gone or a link to nowhere, which a row's error will say."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return ()
+    return state.st_size, state.st_mtime_ns
 
 
 class Parts:

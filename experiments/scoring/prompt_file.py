@@ -9,7 +9,7 @@ from typing import Any
 
 from xomni_rl.experiments.scoring.errors import ScoringError
 from xomni_rl.prompt_sets.tables import FIELDS, FORMATS, Table, open_table, prompt_of
-from xomni_rl.prompts import Prompt, PromptError, Row, load_prompts, usable_prompts
+from xomni_rl.prompts import Prompt, PromptError, Row, load_prompts
 from xomni_rl.registry import unknown_name
 
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "image_path", "path")
@@ -58,7 +58,8 @@ def read_prompt_file(path: str | Path, match: str = "auto") -> PromptFile:
     records = list(table.records(wanted))
     rows = list(_rows(path, records, columns))
     if not column:
-        return PromptFile(_some_prompts(path, list(usable_prompts(rows))))
+        once = {prompt.id: prompt for prompt in _repeating(rows)}
+        return PromptFile(_some_prompts(path, list(once.values())))
     prompts = _some_prompts(path, list(_repeating(rows)))
     cells = [_cell(row, record, column) for row, (_, record) in zip(rows, records, strict=True)]
     return PromptFile(prompts, cells, column)

@@ -13,8 +13,8 @@ import pandas as pd
 from rich.console import Console
 
 from xomni_rl.experiments.scoring.errors import ScoringError, ScoringInterruptedError
-from xomni_rl.experiments.scoring.files import some
-from xomni_rl.experiments.scoring.gallery import write_gallery
+from xomni_rl.experiments.scoring.files import counted, some
+from xomni_rl.experiments.scoring.gallery import check_gallery, write_gallery
 from xomni_rl.experiments.scoring.matching import Item, Match, match_folder, without_prompts
 from xomni_rl.experiments.scoring.parts import Parts, fingerprint
 from xomni_rl.experiments.scoring.scorers import Choice, Scorers, build_scorers, choice_of
@@ -80,7 +80,7 @@ class FolderScores:
     @property
     def complete(self) -> bool:
         """Whether every file was an image and every reward scored it; if not, a command ends with status 1."""
-        return not self.summary.unreadable and not any(self.summary.failed.values())
+        return not any(self.summary.failed.values())
 
     @property
     def table(self) -> pd.DataFrame:
@@ -120,6 +120,9 @@ def score_folder(
     scorers = build_scorers(choice)
     folders = _named(images)
     items = _matched(folders, _prompt_files(folders, prompts, scorers, how.match), how, console)
+    page = None if how.gallery is None else Path(how.gallery)
+    if page is not None:
+        check_gallery(page, len(items), folders.values())
     tasks = [items[start : start + how.batch_size] for start in range(0, len(items), how.batch_size)]
     parts = Parts(out, fingerprint(choice, how.batch_size, how.threads, items), len(tasks), restart=how.restart)
     try:
@@ -129,10 +132,9 @@ def score_folder(
         better = scorers.higher_is_better
         summary = summarise(items, parts, columns, better, how.seed)
         if console is not None:
-            print_summary(summary, f"{len(items)} images → {out}", console)
-        page = None
-        if how.gallery is not None:
-            page = write_gallery(Path(how.gallery), items, rows_of(items, parts, columns), columns, summary, better)
+            print_summary(summary, f"{counted(len(items), 'image')} → {out}", console)
+        if page is not None:
+            page = write_gallery(page, items, rows_of(items, parts, columns), columns, summary, better)
         parts.remove()
     except KeyboardInterrupt as error:
         kept = sum(len(tasks[index]) for index in parts.finished())
@@ -195,14 +197,15 @@ def _match(folder: Path, prompts: Path | None, how: Options, model: str) -> Matc
 
 
 def _how_matched(folder: Path, match: Match) -> str:
+    text = f"{folder}: {counted(len(match.items), 'image')}"
     if not match.how:
-        return f"{folder}: {len(match.items)} images without prompts"
+        return f"{text}, no prompts"
     prompts = len({item.prompt.id for item in match.items})
-    text = f"{folder}: {len(match.items)} images of {prompts} prompts, matched by {match.how}"
+    text += f" of {counted(prompts, 'prompt')}, matched by {match.how}"
     if match.missing:
-        text += f"; left out {len(match.missing)} prompts without an image: {some(match.missing)}"
+        text += f"; left out {counted(len(match.missing), 'prompt')} without an image: {some(match.missing)}"
     if match.strangers:
-        text += f"; left out {len(match.strangers)} images without a prompt: {some(match.strangers)}"
+        text += f"; left out {counted(len(match.strangers), 'image')} without a prompt: {some(match.strangers)}"
     return text
 
 

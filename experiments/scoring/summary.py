@@ -26,7 +26,7 @@ class RewardSummary:
     Args:
         mean: over the scored images; NaN if there is none.
         low, high: 95 % bootstrap interval of the mean over prompts; NaN below two prompts.
-        scored, not_applicable, failed: how many images; unreadable files count in none of them.
+        scored, not_applicable, failed: how many images; a file that is no image has failed.
         lowest, highest: of the scores; NaN if there is none.
         histogram: images in `BINS` equal parts of [lowest, highest].
     """
@@ -73,7 +73,7 @@ class Summary:
         comparisons: of every two models.
         unreadable: files that are no image.
         troubled: images with an error of any kind.
-        failed: reward → images that it failed on.
+        failed: reward → images that it failed on, files that are no image among them.
         problems: "file: reason" of the first `LISTED` of them.
     """
 
@@ -99,22 +99,20 @@ def summarise(
     """
     names = [(reward, column) for reward, found in columns.figures.items() for column in found]
     scores = np.full((len(items), len(names)), np.nan)
-    readable = np.zeros(len(items), dtype=bool)
     failed = {reward: np.zeros(len(items), dtype=bool) for reward in columns.figures}
     summary = Summary()
     start = 0
     for scored in parts.read():
         stop = start + len(scored.rows)
-        readable[start:stop] = ~np.array(scored.unreadable, dtype=bool)
+        summary.unreadable += sum(scored.unreadable)
         for offset, row in enumerate(scored.rows):
             scores[start + offset] = [np.nan if row.get(column) is None else row[column] for _, column in names]
-            for reward in scored.failed[offset]:
+            for reward in columns.figures if scored.unreadable[offset] else scored.failed[offset]:
                 failed[reward][start + offset] = True
         summary.troubled += sum(1 for row in scored.rows if row.get("error"))
         room = LISTED - len(summary.problems)
         summary.problems += islice(_problems(scored, items[start:stop]), room)
         start = stop
-    summary.unreadable = int((~readable).sum())
     summary.failed = {reward: int(found.sum()) for reward, found in failed.items()}
     models = list(dict.fromkeys(item.model for item in items))
     model_of = np.array([models.index(item.model) for item in items])
@@ -122,7 +120,7 @@ def summarise(
     several = any(item.sample > 1 for item in items)
     for place, (reward, column) in enumerate(names):
         for index, model in enumerate(models):
-            chosen = readable & (model_of == index)
+            chosen = model_of == index
             clusters = prompt_of[chosen] if several else None
             summary.rewards[model, column] = summary_of(
                 scores[chosen, place], int(failed[reward][chosen].sum()), seed, clusters

@@ -10,10 +10,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -123,7 +125,8 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         with _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))):
             self.process = context.Process(target=_work, args=(theirs, choice, cores), daemon=True)
-            self.process.start()
+            with _deaf_to_interrupts():
+                self.process.start()
         theirs.close()
 
     def take(self, task: Task | None) -> None:
@@ -157,6 +160,34 @@ class _Worker:
         self.process.kill()
         self.process.join(5)
         self.connection.close()
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """A process that is started inside is spared Ctrl-C until it says otherwise, in its imports too; this one has it after."""
+    resource_tracker.ensure_running()  # starting it would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with _interrupts_after():
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _interrupts_after() -> Iterator[None]:
+    """Ctrl-C, which another thread may have caught, is raised after the block: in it half a process would be left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if caught:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -99,6 +99,8 @@ def generate(
 
     sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, cfg_scale=cfg_scale)
     drawn: Drawn = []
+    from xomni_rl.images import NO_SAMPLES
+
     refuse_idle_flux(stack, flux)
     loaded = load_stack(stack, device, flux, dtype)
     if compiled:
@@ -110,6 +112,7 @@ def generate(
     out.mkdir(parents=True, exist_ok=True)
     sheet = out / "contact_sheet" / "grid.png"
     sheet.parent.mkdir(exist_ok=True)
+    (sheet.parent / NO_SAMPLES).touch()
     show = partial(_save_preview, sheet.with_name("preview.png"), count)
     images = partial(_images, preview, show) if best_of == 1 else partial(_best_images, best_of, reward)
     for prompt, image in images(loaded, requested, pixels, count, seed, sampling):

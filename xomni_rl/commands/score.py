@@ -47,7 +47,7 @@ def score(
         bool | None,
         typer.Option(help="Look through folders inside; default: if no image lies in IMAGES itself.", show_default=False),
     ] = None,
-    html: Annotated[bool, typer.Option("--html", help="Write a gallery beside the table, with the suffix .html.")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Write a gallery beside the table, SCORES.html.")] = False,
     gallery: Annotated[Path | None, typer.Option(help="Write the gallery there.", show_default=False)] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the table is the same with any number.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Of the arithmetic in each process.")] = 1,

@@ -82,7 +82,7 @@ def test_large_gallery_is_a_folder_that_replaces_only_its_own_kind(
     Image.fromarray(np.zeros((400, 500, 3), np.uint8)).save(folder / "p0.png")
     (folder / "p4.png").write_bytes(b"no picture")
     page = scored(folder, tmp_path).gallery
-    assert page == tmp_path / "s" / "index.html"
+    assert page == tmp_path / "s_gallery" / "index.html"
     found = entries(page)
     assert [entry.get("src") for entry in found][3:] == ["images/000/0000003.png", None]
     assert [entry.get("thumb") for entry in found][:2] == ["thumbnails/000/0000000.jpg", None]
@@ -90,9 +90,78 @@ def test_large_gallery_is_a_folder_that_replaces_only_its_own_kind(
     assert (page.parent / found[1]["src"]).read_bytes() == (folder / "p1.png").read_bytes()
     assert scored(folder, tmp_path).gallery == page
     (page.parent / "mine.txt").write_text("keep")
-    with pytest.raises(ScoringError, match="is there already and is no gallery"):
+    with pytest.raises(ScoringError, match=r"with it mine\.txt; move that away"):
         scored(folder, tmp_path)
     assert (page.parent / "mine.txt").exists()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_folder_that_looks_like_a_gallery_but_is_the_users_is_left_alone_before_anything_is_scored(
+    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ONE_FILE", 1)
+    folder = make_folder(count=2)
+    make_folder("s_gallery", 0)
+    (tmp_path / "s_gallery" / "prompts.jsonl").unlink()
+    shutil.copytree(folder, tmp_path / "s_gallery" / "images")
+    before = files_of(tmp_path)
+    with pytest.raises(ScoringError, match="s_gallery: is there already and is no gallery; give another name with --gallery"):
+        scored(folder, tmp_path)
+    assert files_of(tmp_path) == before
+
+
+def test_gallery_never_takes_the_place_of_the_images_it_shows(
+    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ONE_FILE", 1)
+    page = scored(make_folder(count=2), tmp_path).gallery
+    assert page is not None
+    before = files_of(tmp_path)
+    with pytest.raises(ScoringError, match=r"s_gallery: the gallery would replace the images in .*images/000"):
+        score_folder(page.parent / "images" / "000", None, ["contrast"], tmp_path / "t.csv", gallery=tmp_path / "s.html")
+    assert files_of(tmp_path) == before
+
+
+def test_gallery_among_the_images_is_not_scored_with_them(
+    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ONE_FILE", 1)
+    folder = make_folder(count=0)
+    (folder / "prompts.jsonl").unlink()
+    for name in ("a", "b"):
+        (make_folder(f"images/{name}", 2) / "prompts.jsonl").unlink()
+    tables = [
+        score_folder(folder, None, ["contrast"], folder / "scores.csv", gallery=folder / "scores.html").table["file"].tolist()
+        for _ in range(2)
+    ]
+    assert tables == [["a/p0.png", "a/p1.png", "b/p0.png", "b/p1.png"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("s.png", r"s\.png: a gallery is an \.html file"),
+        ("taken.html", r"taken\.html: is a folder; give another name with --gallery"),
+        ("file/s.html", r"s\.html: cannot be written: (Not a directory|File exists)"),
+    ],
+)
+def test_page_that_could_not_be_written_is_refused_before_anything_is_scored(
+    name: str, message: str, make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "taken.html").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ScoringError, match=message):
+        score_folder(make_folder(count=1), None, ["contrast"], tmp_path / "s.csv", gallery=tmp_path / name)
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_folder_of_the_page_is_made(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    page = tmp_path / "deep" / "er" / "s.html"
+    assert score_folder(make_folder(count=1), None, ["contrast"], tmp_path / "s.csv", gallery=page).gallery == page
+    assert page.exists()
 
 
 @in_a_browser

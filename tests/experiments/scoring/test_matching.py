@@ -79,6 +79,7 @@ def test_folders_inside_count_only_if_there_is_no_image_beside_them_or_on_reques
         (("a.png", "a.jpg", "b.png"), ("a", "b"), r"several images for one prompt: a\.jpg, a\.png"),
         (("a.png", "c.png"), ("a", "b"), r"images whose name is no prompt id: c\.png"),
         (("a.png",), ("a", "b"), "prompts without an image: b; --partial leaves them out"),
+        (("a.png", "c.png"), ("a", "b"), r"prompt id: c\.png; prompts without an image: b; --partial"),
         (("x.png",), ("a", "b"), r"1 images and 2 prompts: no file name is a prompt id.*x\.png.*a"),
     ],
 )
@@ -123,6 +124,20 @@ def test_column_names_the_file_whatever_its_folder_or_suffix(tmp_path: Path, suf
     assert match.how == 'column "file_name"'
 
 
+@pytest.mark.parametrize("match", ["auto", "name"])
+def test_scores_of_several_models_are_prompts_again(tmp_path: Path, match: str) -> None:
+    rows = [(model, f"{name}.png", name, name.upper()) for model in ("one", "two") for name in ("a", "b")]
+    pd.DataFrame(rows, columns=["model", "file", "prompt_id", "prompt"]).to_csv(tmp_path / "t.csv", index=False)
+    found = pairs(matched(tmp_path, ["a.png", "b.png"], ["x"], prompts=tmp_path / "t.csv", match=match))
+    assert found == [("a.png", "a", 1), ("b.png", "b", 1)]
+
+
+def test_image_that_no_row_names_is_named_beside_the_prompts_without_one(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,id,text\na.png,p,A\nz.png,q,B\n")
+    with pytest.raises(ScoringError, match=r"images that no row names: b\.png; prompts without an image: q; --partial"):
+        matched(tmp_path, ["a.png", "b.png"], ["x"], prompts=tmp_path / "t.csv")
+
+
 def test_table_without_a_file_column_is_matched_by_name_and_a_wrong_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("id,caption,picture\na,A,one.png\n")
     assert pairs(matched(tmp_path, ["a.png"], ["x"], prompts=tmp_path / "t.csv")) == [("a.png", "a", 1)]
@@ -135,7 +150,7 @@ def test_table_without_a_file_column_is_matched_by_name_and_a_wrong_column_is_na
 @pytest.mark.parametrize(
     ("table", "error", "message"),
     [
-        ("file,text\na.png,A\na.png,B\n", ScoringError, r"several rows name one image: a\.png"),
+        ("file,text\na.png,A\na.png,B\n", ScoringError, r"rows of several prompts name one image: a\.png"),
         ("file,text\n,A\n", PromptError, r't\.csv:2: column "file" names no file'),
         ("file,id,text\na.png,1,A\nb.png,1,B\n", PromptError, 'id "1" already stands for another text'),
         ("file,words\na.png,A\n", ScoringError, "none of the columns text, prompt, caption is there"),

@@ -127,6 +127,20 @@ def test_second_process_on_one_table_is_refused(images: Path) -> None:
     assert kept(Path("s.parquet")) >= 1  # Ctrl-C of a real process keeps what there is
 
 
+def test_ctrl_c_while_processes_start_is_one_sentence(images: Path) -> None:
+    words = [sys.executable, "-m", "xomni_rl", "score", str(images), "--reward", "contrast", "--workers", "2"]
+    words += ["--out", "s.parquet", "--batch-size", "1"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(children.read_text().split()) < 3:  # the two and multiprocessing's tracker
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does; they import for a second before they see a batch
+        assert process.wait(timeout=60) == 130
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert said.splitlines() == ["interrupted: 0 of 10 images are scored and kept; repeat the command to go on"]
+
+
 def test_process_that_dies_is_replaced_and_the_table_is_the_same(images: Path) -> None:
     """Also: two processes give the bytes of one."""
     whole = scored(images, "rewards_of_a_user:dying", "two.parquet", workers=2)

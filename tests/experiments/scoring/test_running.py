@@ -75,8 +75,18 @@ def test_file_that_is_no_image_is_named_and_the_rest_scored(folder: Path) -> Non
     assert scores.summary.unreadable == 1
     assert scores.table["ocr"].fillna(-1).tolist() == [1.0, -1.0, 0.0]
     assert "is not an image" in str(scores.table["error"][1])
-    assert (scores.summary.rewards["", "ocr"].scored, scores.summary.rewards["", "ocr"].not_applicable) == (2, 0)
+    summary = scores.summary.rewards["", "ocr"]
+    assert (summary.scored, summary.not_applicable, summary.failed) == (2, 0, 1)
     assert "s2.png: is not an image" in console.export_text()
+
+
+def test_link_to_nowhere_is_a_failed_image_and_the_rest_is_scored(folder: Path) -> None:
+    (folder / "images" / "s2.png").unlink()
+    (folder / "images" / "s2.png").symlink_to(folder / "nowhere.png")
+    scores = run(folder)
+    assert scores.table["ocr"].fillna(-1).tolist() == [1.0, -1.0, 0.0]
+    assert "No such file" in str(scores.table["error"][1])
+    assert scores.summary.failed == {"ocr": 1}
 
 
 def test_all_files_unreadable_still_gives_a_table(folder: Path) -> None:
@@ -84,7 +94,7 @@ def test_all_files_unreadable_still_gives_a_table(folder: Path) -> None:
         path.write_text("no")
     scores = run(folder)
     assert not scores.complete
-    assert scores.summary.rewards["", "ocr"].scored == 0
+    assert (scores.summary.rewards["", "ocr"].scored, scores.summary.rewards["", "ocr"].failed) == (0, 3)
     assert math.isnan(scores.summary.rewards["", "ocr"].mean)
     assert scores.out.exists()
 

@@ -51,7 +51,7 @@ def test_aesthetic_predictor_scores_any_folder_in_natural_order(folder: Path, tm
     assert (table["file"].tolist(), table["prompt_id"].tolist(), "prompt" in table) == (names, names, False)
     assert scores.complete
     assert (scores.summary.rewards["", "aesthetic"].scored, table["aesthetic"].isna().sum()) == (11, 0)
-    assert f"{folder}: 11 images without prompts" in console.export_text()
+    assert f"{folder}: 11 images, no prompts" in console.export_text()
 
 
 @pytest.mark.parametrize(
