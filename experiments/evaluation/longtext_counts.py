@@ -112,7 +112,8 @@ def _recognition(record: dict[str, Any]) -> Recognition:
         raise PromptError(f'"ground_truth" must be a list of one or more strings, got {_short(wanted)}')
     if not isinstance(read, str):
         raise PromptError(f'"recognised" must be a string, got {_short(read)}')
-    return Recognition(tuple(wanted), read, str(record.get("prompt_id", "")))
+    prompt_id = record.get("prompt_id")
+    return Recognition(tuple(wanted), read, "" if prompt_id is None else str(prompt_id))
 
 
 def _short(value: object) -> str:

@@ -55,8 +55,19 @@ class Drawing:
 def is_stack(place: str) -> bool:
     """Whether a place is a stack or run, and not a folder of images."""
     folder = Path(place)
-    made_of = ("checkpoints", "config.json", "stack.json")
-    return place in EMBEDDED or any((folder / name).exists() for name in made_of)
+    return place in EMBEDDED or any((folder / name).exists() for name in ("checkpoints", "stack.json")) or _is_model(folder)
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether its config.json is a model's, as transformers writes them, or too damaged to tell; a generator's own is not."""
+    path = folder / "config.json"
+    if not path.exists():
+        return False
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return True
+    return not isinstance(config, dict) or "model_type" in config or "architectures" in config
 
 
 def find_images(folder: Path, samples: Sequence[Sample]) -> list[Path | None]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xomni_rl.experiments.evaluation.run import Evaluation
+from xomni_rl.experiments.scoring.files import counted
 
 _SHOWN = 8
 _HASH = 12
@@ -51,8 +52,8 @@ def _said(source: Mapping[str, Any]) -> str:
 
 
 def _figures(summary: Mapping[str, Any]) -> Table:
-    images = summary["prompts"]["count"] * summary["drawing"]["count"]
-    title = f"{summary['suite']}: {summary['prompts']['count']} prompts, {images} images each"
+    prompts, images = (counted(summary[what]["count"], name) for what, name in (("prompts", "prompt"), ("drawing", "image")))
+    title = f"{summary['suite']}: {prompts}, {images} each"
     table = _table(title, "model", "figure", "mean", "95 % interval", "scored", "not applicable", "failed")
     for model, cells in summary["models"].items():
         table.add_section()

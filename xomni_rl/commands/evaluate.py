@@ -11,8 +11,11 @@ import typer
 from xomni_rl.commands.draw import DtypeOption, FluxOption, load_stack, parse_size
 from xomni_rl.config import ConfigError
 
+BESIDE_RECOGNISED = ("suite", "recognised", "language", "compat", "seed", "as_json")
+
 
 def evaluate(
+    context: typer.Context,
     places: Annotated[
         list[str] | None,
         typer.Argument(
@@ -88,7 +91,8 @@ def evaluate(
     • xomni-rl evaluate --suite longtext --recognised readings.jsonl --language en --compat published
     """
     if recognised is not None:
-        _rescore(suite, recognised, language or "en", compat or "published", places or [], seed)
+        _refuse_beside_recognised(context)
+        _rescore(suite, recognised, language or "en", compat or "published", seed)
         return
     options = parse_suite_options(option or [])
     options |= {key: value for key, value in (("language", language), ("compat", compat)) if value is not None}
@@ -148,14 +152,20 @@ def parse_suite_options(options: list[str]) -> dict[str, Any]:
     return parsed
 
 
-def _rescore(suite: str, recognised: Path, language: str, compat: str, places: list[str], seed: int) -> None:
+def _refuse_beside_recognised(context: typer.Context) -> None:
+    """Raises: ConfigError for what was given and would be of no consequence, places among it."""
+    sources = {each.name: context.get_parameter_source(str(each.name)) for each in context.command.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    idle = [each for each in context.command.params if each.name in given.difference(BESIDE_RECOGNISED)]
+    if idle:
+        names = ", ".join(each.opts[0] if each.name != "places" else context.params["places"][0] for each in idle)
+        raise ConfigError(f"--recognised scores what was read already, to which {names} would change nothing; leave one out")
+
+
+def _rescore(suite: str, recognised: Path, language: str, compat: str, seed: int) -> None:
     """Prints the score of stored recognitions."""
     if suite != "longtext":
         raise ConfigError(f"--recognised is for the suite longtext, not for {suite}")
-    if places:
-        raise ConfigError(
-            f"--recognised scores what was read already, so {places[0]} can't be evaluated beside it; leave one out"
-        )
     from xomni_rl.experiments.evaluation.longtext_counts import check_choices, read_recognitions, score_recognitions
 
     check_choices(language, compat)

@@ -34,11 +34,21 @@ def test_folder_and_stack_are_compared(tmp_path: Path, folder: Path):
     code, shown, _ = invoke(*arguments)
     assert code == 0
     assert re.search(r"pictures\s+exact\s+1\.0000\s+1\.0000 – 1\.0000\s+4\s+0\s+0", shown)
+    assert "signs: 4 prompts, 1 image each" in shown
     assert "pictures − drawn" in shown
     assert len(list((out / "images" / "drawn").glob("*.png"))) == 4
     code, line, _ = invoke(*arguments, "--json")
     assert (code, line.count("\n")) == (0, 1)
     assert json.loads(line) == json.loads((out / "summary.json").read_text())
+
+
+def test_config_of_another_generator_among_the_images_does_not_make_them_a_stack(tmp_path: Path, folder: Path):
+    (folder / "config.json").write_text('{"steps": 50}')
+    assert invoke(str(folder), "--option", "prompts=4", "--out", str(tmp_path / "out"))[0] == 0
+    (folder / "config.json").write_text('{"model_type": "x-omni"}')
+    code, _, said = invoke(str(folder), "--option", "prompts=4", "--out", str(tmp_path / "out"))
+    assert code == 1
+    assert "vision_config" in said  # of the published checkpoint, which it would be
 
 
 def test_missing_image_ends_with_status_1_and_the_rest_is_scored(tmp_path: Path, folder: Path):
@@ -59,7 +69,14 @@ def test_missing_image_ends_with_status_1_and_the_rest_is_scored(tmp_path: Path,
         (["embedded", "--suite", "dpg", "--compat", "x"], 'unknown compat "x"'),
         (["embedded", "--language", "en"], 'unknown option of suite "signs" "language"'),
         (["embedded", "--size", "big"], "--size must be height x width"),
-        (["embedded", "--suite", "longtext", "--recognised", "x.jsonl"], "leave one out"),
+        (
+            ["embedded", "--suite", "longtext", "--recognised", "x.jsonl"],
+            "to which embedded would change nothing; leave one out",
+        ),
+        (
+            ["--suite", "longtext", "--recognised", "x.jsonl", "--json", "--seed", "1", "--limit", "1", "--option", "engine=x"],
+            "to which --option, --limit would change nothing; leave one out",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(arguments: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -69,6 +69,13 @@ def test_repaired_figures_charge_for_extra_text(tmp_path: Path):
     assert found["f1"] == pytest.approx(2 * 2 / (3 + 4))
 
 
+def test_prompt_id_of_null_is_none(tmp_path: Path):
+    rows = ['{"ground_truth": ["a"], "recognised": "a"%s}', '{"ground_truth": ["b"], "recognised": "c"%s}']
+    for name in ("", ', "prompt_id": null'):
+        found = score_recognitions(read_recognitions(written(tmp_path, *(row % name for row in rows))), "en", "published")
+        assert (found["low"], found["high"]) == (0.0, 1.0)  # of two prompts; rows of one prompt would have no interval
+
+
 def test_rows_that_ask_for_nothing_countable_are_counted_apart(tmp_path: Path):
     path = written(tmp_path, '{"ground_truth": ["…"], "recognised": "x"}', '{"ground_truth": ["a"], "recognised": "a"}')
     found = score_recognitions(read_recognitions(path), "en", "published")
