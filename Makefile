@@ -19,7 +19,7 @@ train: $(STAMP) ## set up and train: GRPO on the embedded stack with the OCR rew
 	$(BIN)/xomni-rl train $(ARGS)
 
 test: $(STAMP) ## set up and run every test, the slow learning test included; ARGS="-k env"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
