@@ -126,8 +126,8 @@ class ImagePolicy(Sampler, Protocol):
     def reference_logprobs(self, batch: TokenBatch) -> Tensor:
         """Log-probabilities [N, T], nats, under the reference. Raises: RuntimeError without one."""
 
-    def keep_reference(self) -> None:
-        """Makes the weights as they are now the reference."""
+    def keep_reference(self, *, follows: bool = False) -> None:
+        """Makes the weights as they are now the reference; in float32 if it `follows` them, by shares too small for 16 bits."""
 
     def move_reference(self, decay: float) -> None:
         """Moves the reference towards the weights as they are now: decay · reference + (1 - decay) · weights.
@@ -262,11 +262,13 @@ class StackPolicy:
             logprobs: Tensor = self._reference(*_tensors(batch), False)[0]
         return logprobs
 
-    def keep_reference(self) -> None:
+    def keep_reference(self, *, follows: bool = False) -> None:
         if self.adapted:
             self._reference = TokenScorer(self.stack.model, self.sampling, rows=self.rows)  # its base weights do not change
             return
         frozen = copy.deepcopy(self.stack.model).requires_grad_(False).eval()
+        if follows:
+            frozen.float()
         self._reference = TokenScorer(frozen, self.sampling, rows=self.rows)
         if self.reference_offload:
             self._reference.to("cpu")
@@ -277,7 +279,8 @@ class StackPolicy:
         anchors = self.reference_tensors()
         with torch.no_grad():
             for name, value in self.model.named_parameters():
-                anchors[name].copy_(torch.lerp(value, anchors[name].to(value.device), decay))
+                anchor = anchors[name].to(value.device)
+                anchors[name].copy_(torch.lerp(value.to(anchor.dtype), anchor, decay))
 
     def reference_tensors(self) -> dict[str, Tensor]:
         if self._reference is None or self.adapted:

@@ -101,7 +101,7 @@ class Learner:
     ) -> None:
         self.team = team or Team()
         if algorithm.reference is not None:
-            policy.keep_reference()
+            policy.keep_reference(follows=algorithm.reference.kind == "ema")
             if algorithm.reference.kind != "frozen" and not policy.reference_tensors():
                 raise SettingsError(
                     f"algorithm.options.reference={algorithm.reference.kind} needs a reference that can move, but with "

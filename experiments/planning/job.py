@@ -57,6 +57,7 @@ class Job:
         adapted: last names of the layers that have adapters.
         eight_bit: whether AdamW's moments are (`trainer.optimizer=adamw_8bit`).
         reference: whether a KL is measured to a reference.
+        reference_follows: whether that is an average of the weights, kept in float32.
         reference_offloaded: it lies in the machine's memory except for its pass (`model.reference_offload`).
         critic, entropy: whether the algorithm wants them.
         decoder_offloaded: the decoder's parts lie in the machine's memory except while each works (its option `offload`).
@@ -90,6 +91,7 @@ class Job:
     adapted: tuple[str, ...] = ()
     eight_bit: bool = False
     reference: bool = False
+    reference_follows: bool = False
     reference_offloaded: bool = False
     critic: bool = False
     entropy: bool = False
@@ -202,6 +204,7 @@ def job_of(
         adapted=targets if lora else (),
         eight_bit=settings.optimizer == "adamw_8bit",
         reference=algorithm.reference is not None,
+        reference_follows=algorithm.reference is not None and algorithm.reference.kind == "ema",
         reference_offloaded=bool(config["model"].get("reference_offload", False)),
         critic="values" in algorithm.needs,
         entropy="entropy" in algorithm.needs,

@@ -79,8 +79,8 @@ def resident_parts(job: Job) -> dict[str, int]:
     b · all / n + c · adapters / n; under ZeRO-3 (m + 4) · all / n, with float32 masters.
     float32 masters, AdamW moments: see `masters` and `moments` of optimizer.py.
     ddp buckets = b · trainable: torch's reducer copies gradients into buckets (`gradient_as_bucket_view` is off).
-    reference = b · all: a frozen copy on every GPU, never divided; none with adapters, whose base weights are the reference,
-    nor if it lies in the machine's memory.
+    reference = b · all (4 · all if it follows the policy): a copy on every GPU, never divided; none with adapters, whose base
+    weights are the reference, nor if it lies in the machine's memory.
     sampler's cache = as in `sampling`, which a compiled sampler keeps for its next rollout.
     critic = 16 · (h² + 4h + 2): float32 weights, gradients, two moments of its two layers and norm.
     """
@@ -105,7 +105,8 @@ def resident_parts(job: Job) -> dict[str, int]:
 
 def reference_copy(job: Job) -> int:
     """See `resident_parts`."""
-    return job.width * job.model.parameters if job.reference and not job.adapters else 0
+    width = max(job.width, 4) if job.reference_follows else job.width
+    return width * job.model.parameters if job.reference and not job.adapters else 0
 
 
 def divided_copy(job: Job) -> int:

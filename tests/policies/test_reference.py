@@ -36,6 +36,23 @@ def test_average_of_two_moves_is_the_hand_computed_one(stack: Stack) -> None:
         torch.testing.assert_close(value, start[name] + 1.55, atol=1e-5, rtol=0, msg=name)
 
 
+def test_reference_that_follows_weights_of_16_bits_takes_small_shares(batch: RolloutBatch) -> None:
+    policy = StackPolicy(Stack.tiny_random(seed=0).to("cpu", torch.bfloat16))
+    policy.keep_reference(follows=True)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.fill_(2.0)
+        for value in policy.reference_tensors().values():
+            value.fill_(1.0)
+    for _ in range(3):
+        policy.move_reference(0.999)
+    # 2 - 0.999³ = 1.002997; above 1 bfloat16 numbers are 2⁻⁷ apart, so that 1.001 would be 1 again
+    for value in policy.reference_tensors().values():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, torch.full_like(value, 1.002997), atol=1e-6, rtol=0)
+    assert torch.isfinite(policy.reference_logprobs(TokenBatch.of(batch))).all()
+
+
 def test_decay_of_nothing_renews_and_of_one_stays(stack: Stack, batch: RolloutBatch) -> None:
     policy, tokens = StackPolicy(stack), TokenBatch.of(batch)
     policy.keep_reference()
