@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -39,6 +40,19 @@ def natural(name: str) -> tuple[list[tuple[int, str]], str]:
     """Sorts digits by their value, then by name, so that 2.png comes before 10.png and 02.png keeps a fixed place."""
     parts = re.split(r"(\d+)", name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
+
+
+def check_writable(path: Path) -> None:
+    """Makes a file's folder, and finds out before the work, not after it, that the file could not be written.
+
+    Raises: ScoringError if it could not.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise ScoringError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def counted(number: int, noun: str) -> str:

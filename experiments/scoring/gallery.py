@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from PIL import Image
 
 from xomni_rl.experiments.report.look import styles
 from xomni_rl.experiments.scoring.errors import ScoringError
-from xomni_rl.experiments.scoring.files import some
+from xomni_rl.experiments.scoring.files import check_writable, some
 from xomni_rl.experiments.scoring.matching import Item
 from xomni_rl.experiments.scoring.show import interval, number
 from xomni_rl.experiments.scoring.summary import Summary
@@ -117,12 +116,7 @@ def check_gallery(path: Path, count: int, folders: Iterable[Path]) -> None:
         for folder in folders:
             if folder.resolve().is_relative_to(target.resolve()):
                 raise ScoringError(f"{target}: the gallery would replace the images in {folder}; give another --gallery")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
-            pass
-    except OSError as error:
-        raise ScoringError(f"{path}: cannot be written: {error.strerror or error}") from error
+    check_writable(path)
 
 
 def _folder(path: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 
 from xomni_rl.experiments.scoring.errors import ScoringError, ScoringInterruptedError
-from xomni_rl.experiments.scoring.files import counted, some
+from xomni_rl.experiments.scoring.files import check_writable, counted, some
 from xomni_rl.experiments.scoring.gallery import check_gallery, write_gallery
 from xomni_rl.experiments.scoring.matching import Item, Match, match_folder, without_prompts
 from xomni_rl.experiments.scoring.parts import Parts, fingerprint
@@ -246,15 +245,9 @@ def _write(out: Path, parts: Parts, items: Sequence[Item], columns: Any) -> None
 
 
 def _checked_output(out: Path) -> Path:
-    """Finds out before the work, not after it, that the table could not be written."""
     if out.suffix.lower() not in OUTPUT_SUFFIXES:
         raise ScoringError(f"{out}: scores are written to {', '.join(OUTPUT_SUFFIXES)} files")
     if out.is_dir():
         raise ScoringError(f"{out}: is a folder")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}."):
-            pass
-    except OSError as error:
-        raise ScoringError(f"{out}: cannot be written: {error.strerror or error}") from error
+    check_writable(out)
     return out
