@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -19,20 +20,25 @@ from typing import IO, Any
 from xomni_rl.experiments.scoring.errors import ScoringError
 from xomni_rl.experiments.scoring.matching import Item
 from xomni_rl.experiments.scoring.scorers import Choice, Scored, build_scorers
+from xomni_rl.rewards.base import FunctionReward, Reward
 
 FORMAT = 1
 
 
 def fingerprint(choice: Choice, batch_size: int, threads: int, items: Sequence[Item]) -> dict[str, Any]:
-    """What decides the scores: rewards with version and options, totals, batches, prompts; names, sizes, times of the files."""
+    """What decides the scores: rewards with version, code, weights and options, totals, batches, prompts; names, sizes and times of
+    the images.
+
+    Raises: RewardUnavailableError for weights that are not there.
+    """
     prompts, images = hashlib.sha256(), hashlib.sha256()
     for item in items:
         prompts.update(repr((item.prompt, item.sample)).encode())
         images.update(repr((item.model, item.name, *_state(item.path))).encode())
-    versions = {name: scorer.parts[0].reward.version for name, scorer in build_scorers(choice).rewards.items()}
+    made = {name: scorer.parts[0].reward for name, scorer in build_scorers(choice).rewards.items()}
     return {
         "format": FORMAT,
-        "rewards": {name: {**entry, "version": versions[name]} for name, entry in choice.components.items()} | choice.totals,
+        "rewards": {name: {**entry, **_identity(made[name])} for name, entry in choice.components.items()} | choice.totals,
         "batch size": batch_size,
         "threads": threads,
         "prompts": prompts.hexdigest(),
@@ -40,7 +46,22 @@ def fingerprint(choice: Choice, batch_size: int, threads: int, items: Sequence[I
     }
 
 
-def _state(path: str) -> tuple[int, ...]:
+def _identity(reward: Reward) -> dict[str, Any]:
+    """A reward's version, the hash of the file that defines it, and sizes and times of its weights."""
+    source = _source(reward.function if isinstance(reward, FunctionReward) else type(reward))
+    code = "" if source is None else hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    return {"version": reward.version, "code": code, "files": [[path.name, *_state(path)] for path in reward.files()]}
+
+
+def _source(code: Any) -> str | None:
+    """The file that defines a function, a class or an object's class; None for what is built in."""
+    try:
+        return inspect.getsourcefile(code if inspect.isroutine(code) or inspect.isclass(code) else type(code))
+    except TypeError:
+        return None
+
+
+def _state(path: str | Path) -> tuple[int, ...]:
     """Size and time of a file; nothing for one that is gone or a link to nowhere, which a row's error will say."""
     try:
         state = os.stat(path)

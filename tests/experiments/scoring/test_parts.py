@@ -85,6 +85,7 @@ def test_interrupted_run_goes_on_to_the_same_bytes(images: Path) -> None:
         ({"options": {"rewards_of_a_user:stopping": {}}}, None),
         ("prompts", "prompts"),
         ("picture", "images"),
+        ("code", "rewards"),
     ],
 )
 def test_other_work_is_not_mixed_with_what_is_kept(images: Path, change: Any, what: str | None) -> None:
@@ -94,6 +95,8 @@ def test_other_work_is_not_mixed_with_what_is_kept(images: Path, change: Any, wh
         path.write_text(path.read_text().replace("noise number 9", "noise number nine"))
     if change == "picture":
         os.utime(images / "p3.png", (1, 1))
+    if change == "code":
+        Path("rewards_of_a_user.py").write_text(STOPPING + "# changed\n")
     options = change if isinstance(change, dict) else {}
     if what is None:
         assert scored(images, **options).complete
