@@ -26,8 +26,8 @@ FORMAT = 1
 
 
 def fingerprint(choice: Choice, batch_size: int, threads: int, items: Sequence[Item]) -> dict[str, Any]:
-    """What decides the scores: rewards with version, code, weights and options, totals, batches, prompts; names, sizes and times of
-    the images.
+    """What decides the scores: rewards with version, code, weights and options, totals, batches, prompts; the images' names,
+    sizes and times.
 
     Raises: RewardUnavailableError for weights that are not there.
     """
