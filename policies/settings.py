@@ -260,13 +260,17 @@ def _require(name: str, value: object, *, minimum: float, whole: bool = False) -
 FROZEN = (
     *("seed", "model.path", "model.dtype", "model.lora", "prompts", "algorithm.name"),
     *("trainer.engine", "trainer.prompts_per_step", "trainer.group_size"),
+    *("trainer.evaluation.seed", "trainer.evaluation.sampling", "trainer.evaluation.reward"),
 )
-"""Settings that a run keeps to its end: with others it would be another run."""
+"""Settings that a run keeps to its end: with others it would be another run, or its held-out scores would be of two kinds."""
 
 
 def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Settings that differ: dotted name → [before, after]; `run` and `resume` are left out."""
-    old, new = flatten(before), flatten(after)
+    """Settings that differ: dotted name → [before, after]; `run` and `resume` are left out.
+
+    Where `trainer.evaluation.reward` is null it counts as `reward`, which the evaluation takes then.
+    """
+    old, new = flatten(_with_evaluation_reward(before)), flatten(_with_evaluation_reward(after))
     names = sorted({*old, *new} - {"run", "resume"})
     return {name: [old.get(name), new.get(name)] for name in names if old.get(name, MISSING) != new.get(name, MISSING)}
 
@@ -275,10 +279,20 @@ def check_resumable(changes: Mapping[str, list[Any]]) -> None:
     """Raises SettingsError if a setting changed that a run must keep."""
     for name, (before, after) in changes.items():
         if any(name == frozen or name.startswith(frozen + ".") for frozen in FROZEN):
+            null = " (null = the reward trained on)" if name.startswith("trainer.evaluation.reward") else ""
             raise SettingsError(
-                f"{name} cannot change in a run that goes on: it was {before!r} and is {after!r}; "
+                f"{name}{null} cannot change in a run that goes on: it was {before!r} and is {after!r}; "
                 f"leave it out, or start another run with run=FOLDER"
             )
+
+
+def _with_evaluation_reward(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the reward that held-out images are scored with, which null leaves unsaid."""
+    trainer = dict(config.get("trainer") or {})
+    evaluation = dict(trainer.get("evaluation") or {})
+    if evaluation.get("reward") is None:
+        evaluation["reward"] = config.get("reward")
+    return {**config, "trainer": {**trainer, "evaluation": evaluation}}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

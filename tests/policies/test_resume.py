@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from tests.policies.small_runs import with_reward
 from xomni_rl.experiments.run import build_parts, given_keys, resumed_config, run_training, trained_stack
 from xomni_rl.policies.checkpoint import CheckpointError
 from xomni_rl.policies.records import RunFolderError, read_rows
@@ -253,6 +254,13 @@ def test_time_limit_counts_across_resumes(changed: Change) -> None:
         ({"seed": 1}, "seed cannot change"),
         ({"model": {"path": "elsewhere"}}, r"model\.path cannot change"),
         ({"prompts__train_count": 5}, r"prompts\.train_count cannot change"),
+        ({"prompts__heldout_count": 2}, r"prompts\.heldout_count cannot change"),
+        ({"trainer__evaluation__seed": 5}, r"trainer\.evaluation\.seed cannot change .* and is 5"),
+        ({"trainer__evaluation__sampling": {"top_k": 1}}, r"trainer\.evaluation\.sampling\.top_k cannot change .* and is 1"),
+        (
+            {"reward__gates": {"red": "red > 0.2"}},
+            r"trainer\.evaluation\.reward\.gates.* \(null = the reward trained on\) cannot",
+        ),
     ],
 )
 def test_setting_a_run_must_keep_is_named(changed: Change, values: dict[str, Any], name: str) -> None:
@@ -273,6 +281,23 @@ def test_changed_setting_that_may_change_is_noted(changed: Change) -> None:
     (entry,) = json.loads((Path(config["run"]) / "manifest.json").read_text())["resumes"]
     assert entry["changed"] == {"trainer.learning_rate": [3e-4, 1e-5]}
     assert "going on with trainer.learning_rate = 1e-05 instead of 0.0003" in output.getvalue()
+
+
+def test_reward_trained_on_may_change_while_held_out_images_keep_theirs(changed: Change) -> None:
+    config = changed(trainer__steps=1)
+    judged = config["reward"]  # what null stood for
+    start(config)
+    other = with_reward(changed(trainer__steps=2, trainer__evaluation__reward=judged), "noisy_redness")
+    start(other | {"resume": config["run"]})
+    (entry,) = json.loads((Path(config["run"]) / "manifest.json").read_text())["resumes"]
+    assert sorted(entry["changed"]) == ["reward.components.red.reward", "trainer.steps"]
+
+
+def test_held_out_pictures_kept_and_batch_may_change(changed: Change) -> None:
+    config = changed(trainer__steps=1)
+    start(config)
+    other = changed(trainer__steps=2, trainer__evaluation__grid_prompts=1, trainer__evaluation__batch_size=3)
+    assert start(other | {"resume": config["run"]}).steps == 2
 
 
 def test_learning_rate_changed_on_resume_is_the_one_trained_with(changed: Change) -> None:
