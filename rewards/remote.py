@@ -22,6 +22,7 @@ from PIL import Image
 from xomni_rl.prompts import Prompt
 from xomni_rl.registry import unknown_name
 from xomni_rl.rewards.base import Images, Reward, RewardError, RewardResult, rewards
+from xomni_rl.rewards.bearer import check_variable
 from xomni_rl.rewards.remote_answers import Found
 from xomni_rl.rewards.remote_client import Servers, session
 from xomni_rl.rewards.wire import IMAGE_FORMATS, ScoreItem, decode_image, open_image, prompt_of
@@ -71,6 +72,7 @@ class RemoteReward(Reward):
                 raise ValueError(f"{option} must be a whole number of at least {least}, got {value!r}")
         if not 0 < timeout < math.inf:
             raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}")
+        check_variable("token_env", token_env)
         addresses = _checked_urls(url, urls)
         self.servers = Servers(
             addresses, component, metric, token_env, float(timeout), concurrency, retries, batch_size, image_format

@@ -1,13 +1,14 @@
 """What the client of a reward server makes of its answers: scores, failures of samples, what may be tried again."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from xomni_rl.registry import unknown_name
 from xomni_rl.rewards.base import RewardUnavailableError
+from xomni_rl.rewards.retrying_http import retry_after
 from xomni_rl.rewards.wire import SCORE, Limits, Outcome, RewardCard
 
 RETRIED = (429, 502, 503, 504)
@@ -100,13 +101,14 @@ def _outcome(
     if key not in figures:
         return Outcome(detail=detail, error=unknown_name(f"figure of {name}", key, figures))
     if not _is_finite(figures[key]):
-        return Outcome(detail=detail, error=f"the answer's score is {figures[key]!r}, which is no finite number")
+        return Outcome(detail=detail, error=f"the answer's score is {figures[key]!r:.40}, which is no finite number")
     others = {other: float(value) for other, value in figures.items() if other not in (key, SCORE) and _is_finite(value)}
     return Outcome(float(figures[key]), detail, others)
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that float64 holds; whole numbers in JSON have any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def all_failed(reason: str, count: int) -> list[Outcome]:
@@ -126,15 +128,15 @@ def check_agreement(found: Mapping[str, Found]) -> None:
                 )
 
 
-def refusal(url: str, status: int, content: bytes, retry_after: str, token_env: str | None) -> Exception:
-    """The exception for an answer with another status than 200."""
+def refusal(url: str, status: int, text: str, wish: str | None, token_env: str | None) -> Exception:
+    """The exception for an answer with another status than 200; `wish` is its `Retry-After`."""
     try:
-        said = json.loads(content)["detail"]
+        said = json.loads(text)["detail"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        said = content[:200].decode("utf-8", "replace")
+        said = text[:200]
     if status in (401, 403):
         remedy = "give the option token_env" if token_env is None else f"check the token in {token_env}"
         return RewardUnavailableError(f'reward "remote": {url} refuses the token (HTTP {status}); {remedy}')
     kind = TooLargeAnswerError if status == 413 else AnswerError
-    after = float(retry_after) if retry_after.isdigit() else 0.0
-    return kind(f"HTTP {status}: {said}", retry=status in RETRIED, after=min(after, LONGEST_PAUSE_S))
+    after = min(retry_after(wish) or 0.0, LONGEST_PAUSE_S)
+    return kind(f"HTTP {status}: {said}", retry=status in RETRIED, after=after)

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from xomni_rl.prompts import Prompt
 from xomni_rl.registry import unknown_name
 from xomni_rl.rewards.base import RewardUnavailableError
+from xomni_rl.rewards.bearer import bearer_header, bearer_key, masked
 from xomni_rl.rewards.remote_answers import (
     LONGEST_PAUSE_S,
     AnswerError,
@@ -82,21 +83,22 @@ class Session:
         """What is served, asked for once. Raises: RewardUnavailableError if no server answers or they do not agree."""
         with self._lock:
             if self.found is None:
-                self.found = _in_loop(self._look())
+                key = self._key()  # before the coroutine is made, which must not be left unawaited
+                self.found = _in_loop(self._look(), key)
             return self.found
 
     def self_check(self) -> tuple[ScoreItem, ScoreItem]:
         """The served reward's own (good, worthless) entries of `requests`. Raises: NotImplementedError if it has none."""
-        name = self.look().name
-        return _in_loop(self._self_check(name))
+        name, key = self.look().name, self._key()
+        return _in_loop(self._self_check(name), key)
 
     def score(self, images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[Outcome]:
         """One outcome per sample; what could not be scored by the deadline is an error.
 
         Raises: RewardUnavailableError for what concerns no sample: a refused token, another version than at first.
         """
-        found = self.look()
-        return _in_loop(self._score(found, images, prompts))
+        found, key = self.look(), self._key()
+        return [_without_key(outcome, key) for outcome in _in_loop(self._score(found, images, prompts), key)]
 
     async def _look(self) -> Found:
         answers = await asyncio.gather(*(self._look_at(url) for url in self.servers.urls), return_exceptions=True)
@@ -227,9 +229,10 @@ class Session:
         """The body of a good answer. Raises: AnswerError; RewardUnavailableError for a refused token."""
         import httpx
 
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+        key = self._key()
+        headers = ({"Content-Type": "application/json"} if body is not None else {}) | bearer_header(key)
         try:
-            async with self._open_client().stream(method, url, content=body, headers=headers | self._token()) as response:
+            async with self._open_client().stream(method, url, content=body, headers=headers) as response:
                 content = bytearray()
                 async for part in response.aiter_bytes():
                     content += part
@@ -244,20 +247,16 @@ class Session:
             raise AnswerError(f"answers garbage ({error})", retry=False) from error
         if response.status_code == 200:
             return bytes(content)
-        raise refusal(
-            url, response.status_code, bytes(content), response.headers.get("retry-after", ""), self.servers.token_env
-        )
+        text = masked(content.decode("utf-8", "replace"), key)  # before it is cut, which would leave a piece of the key
+        raise refusal(url, response.status_code, text, response.headers.get("retry-after"), self.servers.token_env)
 
-    def _token(self) -> dict[str, str]:
-        if self.servers.token_env is None:
-            return {}
-        token = os.environ.get(self.servers.token_env)
-        if not token:
+    def _key(self) -> str | None:
+        try:
+            return bearer_key(self.servers.token_env)
+        except ValueError as error:
             raise RewardUnavailableError(
-                f'reward "remote": the environment variable {self.servers.token_env} (option token_env) is not set; '
-                f"put the server's token there"
-            )
-        return {"Authorization": f"Bearer {token}"}
+                f'reward "remote": {error}; put the server\'s token (option token_env) there'
+            ) from None
 
     def _open_client(self) -> "httpx.AsyncClient":
         import httpx
@@ -281,8 +280,8 @@ def session(servers: Servers) -> Session:
         return _sessions.setdefault((os.getpid(), servers), Session(servers))
 
 
-def _in_loop(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine in the event loop of this process, which is started if need be."""
+def _in_loop(work: Coroutine[Any, Any, T], key: str | None) -> T:
+    """The result of a coroutine in the event loop of this process, which is started if need be; no error shows the key."""
     with _lock:
         loop = _loops.get(os.getpid())
         if loop is None:
@@ -291,9 +290,20 @@ def _in_loop(work: Coroutine[Any, Any, T]) -> T:
     future = asyncio.run_coroutine_threadsafe(work, loop)
     try:
         return future.result()
+    except (RewardUnavailableError, NotImplementedError) as error:
+        raise type(error)(masked(str(error), key)) from None
     except BaseException:
         future.cancel()  # an interrupt must not leave requests behind
         raise
+
+
+def _without_key(outcome: Outcome, key: str | None) -> Outcome:
+    return replace(
+        outcome,
+        detail=masked(outcome.detail, key),
+        metrics=masked(outcome.metrics, key),
+        error=masked(outcome.error, key),
+    )
 
 
 def _as_dict(value: Any) -> dict[str, Any]:

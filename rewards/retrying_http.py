@@ -118,7 +118,7 @@ def _exchange(
                     raise HttpError(f"the answer is larger than {MOST_BYTES >> 20} MiB", response.status_code)
                 if time.monotonic() > deadline:
                     raise HttpError("the answer came too slowly")
-            return response.status_code, _retry_after(response.headers.get("Retry-After")), bytes(answer)
+            return response.status_code, retry_after(response.headers.get("Retry-After")), bytes(answer)
     except httpx.HTTPError as error:
         raise HttpError(f"no answer ({type(error).__name__}: {error})".replace(": )", ")")) from error
 
@@ -158,7 +158,7 @@ def quoted(text: str, most: int = 200) -> str:
     return f'"{line[:most]}…"' if len(line) > most else f'"{line}"'
 
 
-def _retry_after(value: str | None) -> float | None:
+def retry_after(value: str | None) -> float | None:
     """Seconds of a `Retry-After` header: a number or a date; None if there is none that can be read."""
     if value is None:
         return None

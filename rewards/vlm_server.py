@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from PIL import Image
 
 from xomni_rl.registry import unknown_name
 from xomni_rl.rewards.base import RewardUnavailableError
+from xomni_rl.rewards.bearer import bearer_header, bearer_key, check_variable, masked
 from xomni_rl.rewards.retrying_http import HttpError, quoted, request_json
 from xomni_rl.rewards.vlm import VlmError, check_questions
 
@@ -73,9 +73,7 @@ class ServerVlm:
             raise self._refused("url must read like http://127.0.0.1:8000/v1, without a name or password in it")
         if not self.model:
             raise self._refused("model must be the name under which the server serves the model")
-        if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
-            # Not quoted: it may be the key itself.
-            raise self._refused("api_key_env must be the name of an environment variable, not the key")
+        check_variable(f'reward "{self.reward}": api_key_env', self.api_key_env)
         if self.answer not in ANSWERS:
             raise self._refused(unknown_name("answer", str(self.answer), ANSWERS))
         if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float) or not 0 < self.timeout < np.inf:
@@ -157,7 +155,7 @@ class ServerVlm:
         except HttpError as error:
             if error.status in (401, 403, 404):
                 attempt.fatal = self._unavailable(error)
-            attempt.fail(index, str(error), silent=error.status is None)
+            attempt.fail(index, masked(error.reason, self._key()), silent=error.status is None)
             return None
         attempt.answered()
         return found
@@ -168,26 +166,21 @@ class ServerVlm:
             return request_json(
                 self.url.rstrip("/") + path,
                 body,
-                headers={"Authorization": f"Bearer {key}"} if key else {},
+                headers=bearer_header(key),
                 seconds=self.timeout,
                 retries=self.retries,
                 connections=self.concurrency,
             )
         except HttpError as error:
-            if key:  # some servers repeat it in their message
-                raise HttpError(error.reason.replace(key, "***"), error.status) from None
-            raise
+            raise HttpError(masked(error.reason, key), error.status) from None
 
     def _key(self) -> str | None:
-        if self.api_key_env is None:
-            return None
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not key or not key.isascii() or not key.isprintable():
+        try:
+            return bearer_key(self.api_key_env)
+        except ValueError as error:
             raise RewardUnavailableError(
-                f'reward "{self.reward}": the environment variable {self.api_key_env} holds no key; put the key of the judge '
-                f"at {self.url} there"
-            )
-        return key
+                f'reward "{self.reward}": {error}; put the key of the judge at {self.url} there'
+            ) from None
 
     def _body(self, image_url: str, question: str, wish: Mapping[str, Any]) -> dict[str, Any]:
         content = [{"type": "image_url", "image_url": {"url": image_url}}, {"type": "text", "text": question}]

@@ -404,6 +404,12 @@ def test_servers_wish_to_wait_is_respected() -> None:
     assert time.monotonic() - start > 1
 
 
+def test_wish_to_wait_that_is_no_number_is_passed_over(hasty: None) -> None:
+    refusals = [(503, {"Retry-After": "²"}, b"{}")]  # a digit to str.isdigit, no number to float
+    with Scripted(lambda body: refusals.pop() if refusals else (200, {}, scores_of(body))) as server:
+        assert remote(server.url)(GREYS, PROMPTS).scores.tolist() == [0.5] * 6
+
+
 GOOD = {"brightness": {"brightness": 0.5}}
 
 
@@ -428,7 +434,7 @@ GOOD = {"brightness": {"brightness": 0.5}}
         (json.dumps({"results": [{"brightness": 0.5}] * 2}).encode(), "neither a score"),
         *(
             (json.dumps({"results": [{"brightness": {"brightness": value}}] * 2}).encode(), "no finite number")
-            for value in ("0.5", True, None, [0.5], float("nan"), float("inf"))
+            for value in ("0.5", True, None, [0.5], float("nan"), float("inf"), 10**400)
         ),
         (b'{"results": [{"brightness": {"brightness": 1e999}}, {"brightness": {"brightness": -1e999}}]}', "no finite number"),
     ],
@@ -553,13 +559,70 @@ def test_token_is_sent_and_its_lack_explained(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(RewardUnavailableError, match=r"refuses the token.*give the option token_env"):
             remote(server.url).load()
         reward = remote(server.url, token_env="XOMNI_TEST_TOKEN")
-        with pytest.raises(RewardUnavailableError, match=r"XOMNI_TEST_TOKEN.*is not set"):
+        with pytest.raises(RewardUnavailableError, match=r"XOMNI_TEST_TOKEN holds no key; put the server's token"):
             reward.load()
         monkeypatch.setenv("XOMNI_TEST_TOKEN", "wrong")
         with pytest.raises(RewardUnavailableError, match="check the token in XOMNI_TEST_TOKEN"):
             reward.load()
-        monkeypatch.setenv("XOMNI_TEST_TOKEN", "s3cret")
+        monkeypatch.setenv("XOMNI_TEST_TOKEN", "s3cret\n")  # as `$(cat file)` does not, but an env file does, leave it
         np.testing.assert_allclose(reward(GREYS, PROMPTS).scores, SHARES, atol=1e-6)
+
+
+@pytest.mark.parametrize("token", ["schlüssel", "two\nlines", "\n"])
+def test_token_that_no_header_can_hold_is_told_without_it(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("XOMNI_TEST_TOKEN", token)
+    with Scripted(lambda body: (200, {}, scores_of(body))) as server:
+        with pytest.raises(RewardUnavailableError, match="variable XOMNI_TEST_TOKEN holds no key") as caught:
+            remote(server.url, token_env="XOMNI_TEST_TOKEN").load()
+        assert server.connections == 0
+    assert token not in str(caught.value)
+
+
+def test_token_given_in_place_of_its_variable_is_refused_without_it() -> None:
+    with pytest.raises(ValueError, match="token_env must be the name of an environment variable") as caught:
+        remote("http://x", token_env="secret-abc")
+    assert "secret" not in str(caught.value)
+
+
+def repeated(token: str, count: int) -> dict[str, Any]:
+    """An answer with the token wherever there is text."""
+    figures = {"brightness": {"brightness": 0.5, token: 1.0}}
+    return {
+        "results": [figures] * count,
+        "details": [{"brightness": {"headers": [f"Bearer {token}"], token: token}}] * count,
+        "errors": [{}] * (count - 1) + [{"brightness": f"got Bearer {token}"}],
+    }
+
+
+def test_token_that_a_server_repeats_in_its_scores_shows_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XOMNI_TEST_TOKEN", "secret-abc")
+    with Scripted(lambda _: (200, {}, json.dumps(repeated("secret-abc", 2)).encode())) as server:
+        error = failures_of(remote(server.url, token_env="XOMNI_TEST_TOKEN"), GREYS[:2])
+    assert error.failures == {1: "got Bearer ***"}
+    assert error.partial is not None
+    assert error.partial.details[0] == {"headers": ["Bearer ***"], "***": "***"}
+    assert list(error.partial.metrics) == ["***"]
+    assert error.partial.scores[0] == 0.5
+
+
+@pytest.mark.parametrize("body", [b'{"detail": "bad header Bearer secret-abc"}', b"." * 195 + b"secret-abc"])
+def test_token_that_a_server_repeats_in_its_refusal_shows_nowhere(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    # The second body is cut after 200 characters: "secre" of the token would be left of it.
+    monkeypatch.setenv("XOMNI_TEST_TOKEN", "secret-abc")
+    with Scripted(lambda _: (400, {}, body)) as server:
+        error = failures_of(remote(server.url, token_env="XOMNI_TEST_TOKEN"))
+    assert "HTTP 400" in error.failures[0]
+    assert "***" in error.failures[0]
+    assert "secre" not in error.failures[0]
+
+
+def test_token_that_a_server_repeats_in_what_it_serves_shows_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XOMNI_TEST_TOKEN", "secret-abc")
+    with (
+        Scripted(lambda _: None, b'{"rewards": ["a", "Bearer secret-abc"]}') as server,
+        pytest.raises(RewardUnavailableError, match=r"it serves Bearer \*\*\*, a; say which"),
+    ):
+        remote(server.url, token_env="XOMNI_TEST_TOKEN").load()
 
 
 def test_failed_batch_is_not_scored_again_one_by_one() -> None:

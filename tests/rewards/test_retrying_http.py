@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from xomni_rl.rewards.retrying_http import _retry_after, jittered_pause, quoted
+from xomni_rl.rewards.retrying_http import jittered_pause, quoted, retry_after
 
 
 def test_pauses_double_up_to_the_longest_and_differ_by_up_to_a_half() -> None:
@@ -19,14 +19,14 @@ def test_pauses_double_up_to_the_longest_and_differ_by_up_to_a_half() -> None:
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("3", 3.0), ("0.5", 0.5), ("-1", None), ("soon", None), ("", None), (None, None), ("inf", None), ("nan", None)],
+    [("3", 3.0), ("0.5", 0.5), ("-1", None), ("soon", None), ("", None), (None, None), ("inf", None), ("nan", None), ("²", None)],
 )
 def test_wish_to_wait_is_a_number_or_nothing(header: str | None, seconds: float | None) -> None:
-    assert _retry_after(header) == seconds
+    assert retry_after(header) == seconds
 
 
 def test_wish_to_wait_may_be_a_date() -> None:
-    past = _retry_after("Wed, 21 Oct 2015 07:28:00 GMT")
+    past = retry_after("Wed, 21 Oct 2015 07:28:00 GMT")
     assert past is not None
     assert past < 0  # which is no pause
 

@@ -365,6 +365,17 @@ def test_missing_key_is_unavailable(server: JudgeServer, monkeypatch: pytest.Mon
     assert server.bodies == []
 
 
+def test_key_that_the_judge_repeats_in_garbage_shows_nowhere(server: JudgeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def echo(_number: int, _body: Mapping[str, Any]) -> Response:
+        return JSONResponse({"headers": {"authorization": f"Bearer {KEY}"}})
+
+    server.key, server.fault = KEY, echo
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with pytest.raises(VlmError, match=r"is no chat completion but .*Bearer \*\*\*") as caught:
+        judge(server, api_key_env="JUDGE_KEY").generate(pictures()[:1], QUESTIONS[:1])
+    assert KEY not in str(caught.value)
+
+
 def test_judge_is_copied_and_pickled_after_use(server: JudgeServer) -> None:
     made = judge(server)
     expected = made.yes_probability(pictures()[:1], QUESTIONS[:1])
