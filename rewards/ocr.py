@@ -66,7 +66,7 @@ class OcrReward(Reward):
     """
 
     name = "ocr"
-    version = "1"
+    version = "2"
     range = (0.0, 1.0)
     higher_is_better = True
     needs = ("texts", "text")

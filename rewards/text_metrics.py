@@ -7,6 +7,7 @@ compare with published tables.
 
 import itertools
 import re
+import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,9 +20,20 @@ MAX_PERMUTED = 5
 
 # Scripts written without spaces: kana, CJK ideographs (with extensions and compatibility forms), not Hangul.
 _CJK = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_CJK_PUNCTUATION = "\u3001-\u3004\u3008-\u301f\uff01-\uff0f\uff1a-\uff20"
-_SPACE_BESIDE_CJK = re.compile(rf"(?<=[{_CJK}{_CJK_PUNCTUATION}])\s+(?=[{_CJK}{_CJK_PUNCTUATION}])")
-_TOKEN = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+(?:['’][^\W_{_CJK}]+)*")
+_CJK_PUNCTUATION = "\u3001-\u3004\u3008-\u301f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+_HAS_CJK = re.compile(rf"[{_CJK}{_CJK_PUNCTUATION}]")
+# Chinese text shares quotes, dash and dots with Latin text, and NFKC makes its full-width punctuation ASCII.
+_PUNCTUATION = re.escape(string.punctuation) + "\u00b7\u2014\u2018-\u201f\u2026"
+_WITHOUT_LETTERS = re.compile(rf"[{_CJK}{_CJK_PUNCTUATION}{_PUNCTUATION}\s]+")
+_INNER_SPACE = re.compile(r"(?<=\S)\s+(?=\S)")
+# Vowel signs and accents that stand for themselves belong to the word, though `\w` leaves them out; not what picks a glyph.
+_MARKS = "".join(
+    chr(code)
+    for code in range(0x1F000)
+    if unicodedata.category(chr(code)) in ("Mn", "Mc") and code not in range(0xFE00, 0xFE10)
+)
+_WORD = rf"[^\W_{_CJK}](?:[^\W_{_CJK}]|[{_MARKS}])*"
+_TOKEN = re.compile(rf"[{_CJK}]|{_WORD}(?:['’]{_WORD})*")
 
 # What LongText-Bench keeps: the ideographs that Unicode 1.1 had, not their extensions; French accents, not other ones.
 _LONGTEXT_DROPS = re.compile(r"[^\u4e00-\u9fa5a-zA-Z0-9\sàâäéèêëîïôöùûüçÀÂÄÉÈÊËÎÏÔÖÙÛÜÇ]")
@@ -30,7 +42,7 @@ UNICODE_FORMS = ("NFKC", "NFC", "none")
 
 
 def normalise_text(text: str, *, ignore_case: bool, unicode_form: str) -> str:
-    """The text as it is compared: Unicode form, case, single spaces, no space between CJK characters.
+    """The text as it is compared: Unicode form, case, single spaces, none among CJK characters and their punctuation.
 
     NFKC makes full-width and half-width forms equal, which recognisers mix freely.
 
@@ -42,7 +54,15 @@ def normalise_text(text: str, *, ignore_case: bool, unicode_form: str) -> str:
         text = unicodedata.normalize(unicode_form, text)  # type: ignore[arg-type]
     if ignore_case:
         text = text.casefold()
-    return _SPACE_BESIDE_CJK.sub("", " ".join(text.split()))
+    return _without_cjk_spaces(" ".join(text.split()))
+
+
+def _without_cjk_spaces(text: str) -> str:
+    """The text without the spaces of stretches of CJK characters and punctuation, which are a matter of layout.
+
+    Which spaces go depends on no form of the punctuation, so that it is the same for a text and its parts joined.
+    """
+    return _WITHOUT_LETTERS.sub(lambda found: _INNER_SPACE.sub("", found[0]) if _HAS_CJK.search(found[0]) else found[0], text)
 
 
 def edit_distance(a: str, b: str) -> int:
@@ -171,7 +191,7 @@ def joined_target(read: str, targets: Sequence[str]) -> str:
         orders = [list(order) for order in itertools.permutations(targets)]
     else:
         orders = [list(targets), sorted(targets, key=lambda target: _position(read, target))]
-    texts = [_SPACE_BESIDE_CJK.sub("", " ".join(order)) for order in orders]
+    texts = [_without_cjk_spaces(" ".join(order)) for order in orders]
     return min(texts, key=lambda text: edit_distance(read, text))
 
 

@@ -19,7 +19,17 @@ def test_pauses_double_up_to_the_longest_and_differ_by_up_to_a_half() -> None:
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("3", 3.0), ("0.5", 0.5), ("-1", None), ("soon", None), ("", None), (None, None), ("inf", None), ("nan", None), ("²", None)],
+    [
+        ("3", 3.0),
+        ("0.5", 0.5),
+        ("-1", None),
+        ("soon", None),
+        ("", None),
+        (None, None),
+        ("inf", None),
+        ("nan", None),
+        ("²", None),
+    ],
 )
 def test_wish_to_wait_is_a_number_or_nothing(header: str | None, seconds: float | None) -> None:
     assert retry_after(header) == seconds

@@ -67,6 +67,10 @@ def test_word_metrics_count_multisets() -> None:
     assert f1(read, target) == pytest.approx(2 * 2 / (4 + 3))
 
 
+def test_words_that_differ_in_vowel_signs_are_different() -> None:
+    assert f1("दिन", "दान") == 0
+
+
 def test_nothing_read_is_worth_nothing() -> None:
     assert {name: metric("", "K7AX") for name, metric in METRICS.items()} == dict.fromkeys(METRICS, 0.0)
 
@@ -88,6 +92,9 @@ def test_spam_that_contains_the_target_scores_low() -> None:
         ("Don't STOP, now!", ["Don't", "STOP", "now"]),
         ("你好 world 世界", ["你", "好", "world", "世", "界"]),
         ("안녕 세상", ["안녕", "세상"]),  # Hangul has spaces between words
+        ("दिन दान", ["दिन", "दान"]),  # their vowel signs alone tell these words apart
+        ("cafe\u0301!", ["cafe\u0301"]),
+        ("1\ufe0f", ["1"]),  # a variation selector picks the glyph and spells nothing
         ("?!", ["?", "!"]),
         ("K7AX", ["K7AX"]),
         ("", []),
@@ -115,6 +122,33 @@ def test_spaces_are_single_and_not_between_cjk_characters() -> None:
     assert normal("  a \n b  ") == "a b"
     assert normal("你好 世界") == "你好世界"
     assert normal("你好 world") == "你好 world"
+
+
+@pytest.mark.parametrize(
+    ("read", "target"),
+    [
+        ("你好，\n世界", "你好，世界"),
+        ("你好,\n世界", "你好，世界"),  # the reader's own comma
+        ("注意！\n（小心）", "注意！（小心）"),
+        ("他说：\n“你好”", "他说：“你好”"),
+        ("［你好］\n世界～", "［你好］世界～"),
+        ("你好。\n世界", "你好。世界"),
+    ],
+)
+@pytest.mark.parametrize("form", ["NFKC", "NFC"])
+def test_line_break_beside_cjk_punctuation_counts_for_nothing(read: str, target: str, form: str) -> None:
+    same_comma = read if form == "NFKC" else read.replace(",", "，")  # the forms of a comma are equal under NFKC alone
+    assert normal(same_comma, unicode_form=form) == normal(target, unicode_form=form)
+
+
+def test_line_break_beside_cjk_punctuation_counts_for_nothing_between_targets() -> None:
+    targets = [normal("注意！"), normal("（小心）")]
+    assert joined_target(normal("注意！\n（小心）"), targets) == normal("注意！（小心）")
+
+
+@pytest.mark.parametrize("text", ["Stop! (now)", "it's 'so' - so", "world 你好", "你好 world (1)"])
+def test_space_beside_latin_letters_is_kept(text: str) -> None:
+    assert normal(text) == text
 
 
 def test_targets_in_any_order_match() -> None:
