@@ -18,7 +18,7 @@ from PIL import Image
 
 from xomni_rl.images import as_image_list
 from xomni_rl.prompts import Prompt
-from xomni_rl.registry import Registry, unknown_name
+from xomni_rl.registry import Registry, origin, place, unknown_name
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Images = np.ndarray | Sequence[np.ndarray] | Sequence[Image.Image]
@@ -69,12 +69,11 @@ class RewardUnavailableError(RuntimeError):
 
 
 class Reward(ABC):
-    """A batched scorer of images. A subclass sets the attributes and writes `score` and `self_check`.
+    """A batched scorer of images. A subclass writes `score` and sets what it does not want the default of.
 
-    Attributes a subclass must set:
-        name: the name it is registered under.
+    Attributes:
+        name: the name it is registered under; by default the class's.
         version: goes up whenever scores change, so that old tables stay comparable.
-    Attributes with a default:
         range: lowest and highest score; the worst end is what a worthless image gets.
         higher_is_better: direction of the score.
         needs: fields of the prompt that it reads ("text", "texts", "checks"); none = images without prompts can be scored.
@@ -82,32 +81,46 @@ class Reward(ABC):
     """
 
     name: str
-    version: str
+    version: str = "unversioned"
     range: tuple[float, float] = (0.0, 1.0)
     higher_is_better: bool = True
     needs: tuple[str, ...] = ()
     cost: str = ""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not hasattr(cls, "name"):
+            cls.name = cls.__name__
+
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> RewardResult:
         """Scores N images, in one batch.
+
+        The images go on as read-only views: components share them, and one that writes must not change another's scores.
 
         Args:
             images: uint8 [N, H, W, 3], or N uint8 [H, W, 3] arrays or PIL images of any sizes.
             prompts: N prompts, one per image.
         Returns: scores float32 [N] inside `range` or NaN, N details, float32 [N] metrics.
-        Raises: ValueError if the numbers differ or an image has another form; RewardError if scoring fails.
+        Raises: ValueError if the numbers differ or an image or a prompt has another form; RewardError if scoring fails.
         """
-        pictures = as_image_list(images)
-        check_lengths(len(pictures), prompts)
-        return checked_result(self.name, self.score(pictures, prompts), len(pictures), self.range)
+        pictures = [_read_only(picture) for picture in as_image_list(images)]
+        check_prompts(len(pictures), prompts)
+        result = _as_result(self.score(pictures, prompts), len(pictures))
+        return checked_result(self.name, result, len(pictures), self.range)
 
     @abstractmethod
     def score(self, images: list[np.ndarray], prompts: Sequence[Prompt]) -> RewardResult:
-        """Scores N uint8 [H, W, 3] images against N prompts; `__call__` checks what goes in and out."""
+        """Scores N uint8 [H, W, 3] images against N prompts; `__call__` checks what goes in and out.
 
-    @abstractmethod
+        A reward from elsewhere may return N numbers instead, as a function does.
+        """
+
     def self_check(self) -> tuple[np.ndarray, np.ndarray, Prompt]:
-        """(good image, worthless image, prompt): uint8 [H, W, 3] pictures that must score near the two ends."""
+        """(good image, worthless image, prompt): uint8 [H, W, 3] pictures that must score near the two ends.
+
+        Raises: NotImplementedError if the reward offers none.
+        """
+        raise NotImplementedError(f'reward "{self.name}" has no self_check')
 
     def load(self) -> None:  # noqa: B027 - not every reward has something to load
         """Loads what scoring needs (a model, a session); the first score does it too. Doing it again changes nothing.
@@ -156,15 +169,12 @@ class FunctionReward(Reward):
             setattr(self, attribute, getattr(function, attribute, default))
 
     def score(self, images: list[np.ndarray], prompts: Sequence[Prompt]) -> RewardResult:
-        result = self.function(images, prompts, **self.options)
-        if isinstance(result, RewardResult):
-            return result
-        return RewardResult(np.asarray(result, dtype=np.float32), [{} for _ in images])
+        return _as_result(self.function(images, prompts, **self.options), len(images))
 
     def self_check(self) -> tuple[np.ndarray, np.ndarray, Prompt]:
         pair = getattr(self.function, "self_check", None)
         if pair is None:
-            raise NotImplementedError(f'reward "{self.name}" is a plain function without a self_check attribute')
+            return super().self_check()
         checked: tuple[np.ndarray, np.ndarray, Prompt] = pair()
         return checked
 
@@ -190,13 +200,11 @@ def reward(
         name: also registers it under this name; None = reached as `module:function` or by an entry point.
         version, range, higher_is_better, needs, cost: see `Reward`.
         self_check: a function that returns (good image, worthless image, prompt).
-    Raises: ValueError for a range that is none, or an unknown field in `needs`.
+    Raises: ValueError for a range that is none, naming the function, or an unknown field in `needs`.
     """
     if name is not None and not isinstance(name, str):
         raise ValueError('write @reward() or @reward("name"), with parentheses')
     low, high = range
-    if not low < high:
-        raise ValueError(f"the range of a reward goes from its lowest to its highest score, got ({low:g}, {high:g})")
     for need in needs:
         if need not in Prompt.__dataclass_fields__:
             raise ValueError(unknown_name("field of a prompt", need, Prompt.__dataclass_fields__))
@@ -204,6 +212,9 @@ def reward(
     attributes |= {"cost": cost} | ({"self_check": self_check} if self_check else {})
 
     def declare(function: Function) -> Function:
+        if not low < high:
+            given = f"got ({low:g}, {high:g}) for {function.__name__} at {place(function)}"
+            raise ValueError(f"the range of a reward goes from its lowest to its highest score, {given}")
         for attribute, value in attributes.items():
             setattr(function, attribute, value)
         return function if name is None else rewards.register(name)(function)
@@ -214,22 +225,32 @@ def reward(
 def build_reward(name: str, **options: Any) -> Reward:
     """The reward registered as `name` (or `module:object`), made with those options.
 
-    Raises: UnknownNameError for an unknown name; ValueError for an option that it does not have or a value it refuses.
+    Raises: UnknownNameError for an unknown name; UserCodeError for a module that cannot be imported; ValueError for an
+        option that it does not have or a value it refuses, and for a class from elsewhere that cannot be made.
     """
     entry = rewards.get(name)
     if isinstance(entry, Reward):
         if options:
             raise ValueError(f'reward "{name}" is an object that is made already; it takes no options')
         return entry
-    is_class = isinstance(entry, type) and issubclass(entry, Reward)
     if not callable(entry):
         raise ValueError(f'reward "{name}" is neither a Reward class nor a function but {type(entry).__name__}')
-    _check_options(name, entry, options, skip=0 if is_class else 2)
+    made_of = entry if isinstance(entry, type) and issubclass(entry, Reward) else None
+    _check_options(name, entry, options, skip=2 if made_of is None else 0)
     _check_types(name, entry, options)
-    if is_class:
-        made: Reward = entry(**options)
-        return made
-    return FunctionReward(name, entry, options)
+    return FunctionReward(name, entry, options) if made_of is None else _made(name, made_of, options)
+
+
+def _made(name: str, entry: type[Reward], options: Mapping[str, Any]) -> Reward:
+    """An object of the class; what a class from elsewhere raises, which may be anything, becomes a sentence with its place."""
+    try:
+        return entry(**options)
+    except RewardUnavailableError:
+        raise
+    except (Exception, SystemExit) as error:
+        if entry.__module__.startswith("xomni_rl."):
+            raise
+        raise ValueError(f'reward "{name}" cannot be made: {origin(error, place(entry))}') from error
 
 
 def _check_options(name: str, entry: Callable[..., Any], options: Mapping[str, Any], skip: int) -> None:
@@ -285,19 +306,24 @@ def _is_kind(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not (kind is Sequence and isinstance(value, str))
 
 
-def check_lengths(count: int, prompts: Sequence[Prompt]) -> None:
-    """Raises ValueError unless there is one prompt per image."""
+def check_prompts(count: int, prompts: Sequence[Prompt]) -> None:
+    """Raises ValueError unless there is one `Prompt` per image."""
     if len(prompts) != count:
         raise ValueError(f"one prompt per image is needed, got {count} images and {len(prompts)} prompts")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, Prompt):
+            kind = type(prompt).__name__
+            raise ValueError(f'prompts must be Prompt objects, got {kind} at index {index}; write Prompt("an id", "the text")')
 
 
 def checked_result(name: str, result: RewardResult, count: int, bounds: tuple[float, float]) -> RewardResult:
     """The result in float32, after checking it.
 
-    Raises: ValueError if a length is not `count`; RewardError for infinite scores and scores out of `bounds`.
+    Raises: ValueError if a length is not `count` or a value no number; RewardError for infinite scores and scores out of
+        `bounds`.
     """
-    scores = np.asarray(result.scores, dtype=np.float32)
-    arrays = {"scores": scores} | {key: np.asarray(value, np.float32) for key, value in result.metrics.items()}
+    arrays = {key: _numbers(name, key, values) for key, values in {"scores": result.scores, **result.metrics}.items()}
+    scores = arrays["scores"]
     for key, values in arrays.items():
         if values.shape != (count,):
             raise ValueError(f'reward "{name}" returned {key} of shape {list(values.shape)}, expected [{count}]')
@@ -311,6 +337,29 @@ def checked_result(name: str, result: RewardResult, count: int, bounds: tuple[fl
         kept = np.where(wrong, np.float32(np.nan), scores)
         raise RewardError(name, failures, RewardResult(kept, result.details, _metrics(arrays)))
     return RewardResult(np.clip(scores, low, high), result.details, _metrics(arrays))
+
+
+def _as_result(returned: Any, count: int) -> RewardResult:
+    """What a reward returned: a result, or N numbers without details."""
+    return returned if isinstance(returned, RewardResult) else RewardResult(returned, [{} for _ in range(count)])
+
+
+def _numbers(name: str, key: str, values: Any) -> np.ndarray:
+    """The values in float32. None is refused although NumPy makes NaN of it: it is what a forgotten `return` gives."""
+    array = np.asarray(values)
+    if array.dtype.kind in "biuf":
+        return array.astype(np.float32, copy=False)
+    found = next(type(each).__name__ for each in np.asarray(values, dtype=object).flat if not isinstance(each, float | int))
+    raise ValueError(
+        f'reward "{name}" returned {key} that are not all numbers but hold {found}; return one number per image, NaN where it'
+        " does not apply"
+    )
+
+
+def _read_only(image: np.ndarray) -> np.ndarray:
+    view = image.view()
+    view.flags.writeable = False
+    return view
 
 
 def _metrics(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

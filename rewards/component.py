@@ -112,8 +112,8 @@ class Component:
             raise
         except RewardError as error:
             raise self._renamed(error, len(images)) from error
-        except Exception as error:
-            # Rewards from elsewhere raise what they like; which sample it was is not known.
+        except (Exception, SystemExit) as error:
+            # Rewards from elsewhere raise what they like, and libraries exit; which sample it was is not known.
             reason = f"{type(error).__name__}: {error}"
             raise RewardError(self.name, dict.fromkeys(range(len(images)), reason)) from error
         return checked_result(self.name, result, len(images), self.reward.range)

@@ -15,7 +15,7 @@ import numpy as np
 from xomni_rl.images import as_image_list
 from xomni_rl.prompts import Prompt
 from xomni_rl.registry import unknown_name
-from xomni_rl.rewards.base import Images, RewardResult, build_reward, check_lengths
+from xomni_rl.rewards.base import Images, RewardResult, build_reward, check_prompts
 from xomni_rl.rewards.combine import NORMALISATIONS, Gate, normalise_components, parse_gate, weighted_average
 from xomni_rl.rewards.component import Component
 from xomni_rl.rewards.lanes import run_in_lanes
@@ -109,7 +109,7 @@ class CompositeReward:
             on_failure is "stop"; RewardUnavailableError if one cannot work at all.
         """
         pictures = as_image_list(images)
-        check_lengths(len(pictures), prompts)
+        check_prompts(len(pictures), prompts)
         groups = self._groups(group, len(pictures))
         results, failures = self._results(pictures, prompts)
         failed = np.isin(np.arange(len(pictures)), list(failures))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xomni_rl.registry import Registry, UnknownNameError, nearest
+from xomni_rl.registry import Registry, UnknownNameError, UserCodeError, nearest
 
 
 @pytest.fixture
@@ -111,13 +111,26 @@ def test_reference_that_leads_nowhere_raises_what_is_missing(package: str, refer
         parts_of(package).get(reference)
 
 
-def test_missing_dependency_of_a_found_module_is_not_hidden(
-    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reference", ["own_broken_part:part", "own_broken_part.py:part"])
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_dependency\n", "1: ModuleNotFoundError: No module named 'no_such_dependency'"),
+        ("x = 1\ndef part(:\n", "2: SyntaxError: invalid syntax"),
+        ("\n\nx = 1 / 0\n", "3: ZeroDivisionError: division by zero"),
+        ("import sys\nsys.exit('usage')\n", "2: SystemExit: usage"),
+    ],
+)
+def test_module_of_a_user_that_breaks_on_import_is_a_sentence_with_its_place(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, source: str, reason: str
 ) -> None:
-    (tmp_path / "needs_something.py").write_text("import no_such_dependency\n")
+    (tmp_path / "own_broken_part.py").write_text(source)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
-        parts_of(package).get("needs_something:part")
+    with pytest.raises(UserCodeError) as caught:
+        parts_of(package).get(reference)
+    said = str(caught.value)
+    assert said.startswith(f'part "{reference}" cannot be imported: ')
+    assert said.endswith(f"own_broken_part.py:{reason}; correct it or install what it needs")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ import inspect
 import pkgutil
 import sys
 import threading
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +29,10 @@ class UnknownNameError(KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class UserCodeError(ImportError):
+    """Code from outside this package that cannot be imported; one sentence with the file, the line and the error."""
 
 
 def nearest(name: str, candidates: Iterable[str]) -> list[str]:
@@ -91,7 +97,7 @@ class Registry(Generic[T]):
 
         Modules are looked for in the working directory first, so that a researcher's own file needs no installing.
 
-        Raises: UnknownNameError with the nearest names; ImportError if a module is there and cannot be imported.
+        Raises: UnknownNameError with the nearest names; UserCodeError if a module is there and cannot be imported.
         """
         if ":" in name:
             return self._import_object(name)
@@ -100,7 +106,8 @@ class Registry(Generic[T]):
             if name in self._entries:
                 return self._entries[name]
             if name in self._plugins:
-                entry: T = self._plugins[name].load()
+                with self._importing(name):
+                    entry: T = self._plugins[name].load()
                 self._entries[name] = entry
                 return entry
             raise UnknownNameError(unknown_name(self.kind, name, self.names()))
@@ -118,8 +125,8 @@ class Registry(Generic[T]):
     def _describe_one(self, name: str) -> tuple[str, str, str]:
         try:
             entry = self.get(name)
-        except (ImportError, AttributeError) as error:
-            return name, self._plugins[name].value, f"cannot be imported: {error}"
+        except UserCodeError as error:
+            return name, self._plugins[name].value, f"cannot be imported: {error.__cause__}"
         return name, place(entry).rpartition(":")[0], (inspect.getdoc(entry) or "").partition("\n")[0]
 
     def _discover(self) -> None:
@@ -164,7 +171,8 @@ class Registry(Generic[T]):
         if spec is None or spec.loader is None:
             raise UnknownNameError(f'{self.kind} "{reference}": {path} is not a Python file')
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with self._importing(reference):
+            spec.loader.exec_module(module)
         return module
 
     def _import_module(self, reference: str) -> ModuleType:
@@ -175,14 +183,26 @@ class Registry(Generic[T]):
         sys.path.insert(0, here)
         try:
             importlib.invalidate_caches()
-            return importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
-                reason = f'{self.kind} "{reference}": there is no module "{error.name}" here ({here}) or installed'
-                raise UnknownNameError(reason) from error
+            with self._importing(reference):
+                return importlib.import_module(module_name)
+        except UserCodeError as error:
+            cause = error.__cause__
+            missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
+            if missing is not None and (module_name == missing or module_name.startswith(missing + ".")):
+                reason = f'{self.kind} "{reference}": there is no module "{missing}" here ({here}) or installed'
+                raise UnknownNameError(reason) from cause
             raise
         finally:
             sys.path.remove(here)
+
+    @contextmanager
+    def _importing(self, name: str) -> Iterator[None]:
+        """What somebody else's module raises or exits with while it is imported, which may be anything, as UserCodeError."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            reason = f"cannot be imported: {origin(error, name)}; correct it or install what it needs"
+            raise UserCodeError(f'{self.kind} "{name}" {reason}') from error
 
 
 def place(entry: object) -> str:
@@ -192,3 +212,24 @@ def place(entry: object) -> str:
         return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
     except (OSError, TypeError):
         return f"{getattr(target, '__module__', '?')}:{getattr(target, '__qualname__', repr(target))}"
+
+
+def origin(error: BaseException, fallback: str) -> str:
+    """`file:line: Type: message` of an error out of somebody else's code: the first line there that led to it.
+
+    Args:
+        error: caught by code of this package.
+        fallback: what stands for `file:line` of an error that no line of theirs led to.
+    """
+    if isinstance(error, SyntaxError) and error.filename:  # str() of it repeats the place
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = [
+        f"{frame.f_code.co_filename}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _IMPORTING
+    ]
+    return f"{frames[0] if frames else fallback}: {type(error).__name__}: {error}"
+
+
+_IMPORTING = {"xomni_rl", "importlib", "_frozen_importlib", "_frozen_importlib_external"}
+"""Packages whose lines stand above somebody else's in the traceback of their import."""

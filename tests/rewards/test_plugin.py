@@ -85,7 +85,6 @@ def test_decorator_with_a_name_registers(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"range": (1, 0)}, r"lowest to its highest score, got \(1, 0\)"),
         ({"needs": ("txts",)}, 'unknown field of a prompt "txts"; nearest: texts'),
         ({"name": lambda images, prompts: [0.0]}, "with parentheses"),
     ],
