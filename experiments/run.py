@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -21,7 +20,7 @@ from xomni_rl.policies.collect import suitable_algorithm
 from xomni_rl.policies.distributed import Team
 from xomni_rl.policies.lora import add_adapters
 from xomni_rl.policies.policy import StackPolicy
-from xomni_rl.policies.records import RunFolder, RunFolderError
+from xomni_rl.policies.records import RunFolder, RunFolderError, read_config
 from xomni_rl.policies.settings import SettingsError, TrainerSettings
 from xomni_rl.policies.trainer import train
 from xomni_rl.policies.training_state import TrainSummary, load_weights
@@ -178,7 +177,7 @@ def trained_stack(run: str | Path, which: str = "best", device: str | torch.devi
     if checkpoint is None or not checkpoint.is_dir():
         saved = ", ".join(path.name for path in store.saved()) or "none"
         raise RunFolderError(f'{folder.path} has no checkpoint "{which}"; there are: {saved}')
-    model = dict(yaml.safe_load(folder.config.read_text(encoding="utf-8"))["model"])
+    model = dict(read_config(folder.config)["model"])
     stack = load_stack(model if device is None else {**model, "device": str(device)})
     load_weights(checkpoint, stack.model)
     stack.name = str(checkpoint)
@@ -206,13 +205,15 @@ def given_keys(config: Mapping[str, Any], overrides: Sequence[str] | None) -> li
 def resumed_config(config: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
     """The configuration of the run to go on with, changed by the keys that were given now.
 
-    Raises: RunFolderError if there is no such run or its config.yaml is damaged.
+    Raises: RunFolderError if there is no such run, `run` is another folder, or its config.yaml is damaged.
     """
     folder, _ = run_and_checkpoint(config)
-    try:
-        saved = OmegaConf.create(dict(yaml.safe_load(folder.config.read_text(encoding="utf-8"))))
-    except yaml.YAMLError as error:
-        raise RunFolderError(f"{folder.config} is damaged ({str(error).splitlines()[0]}); restore it to go on") from error
+    if config.get("run") and Path(str(config["run"])).resolve() != folder.path.resolve():
+        raise RunFolderError(
+            f"resume={config['resume']} goes on in {folder.path}, not in run={config['run']}: leave run= out, or go on with a "
+            "copy of the folder"
+        )
+    saved = OmegaConf.create(read_config(folder.config))
     composed = OmegaConf.create(dict(config))
     for key in given:
         if key != "run":

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Pro
 
 from xomni_rl.policies.checkpoint import CheckpointStore
 from xomni_rl.policies.divided import DIVIDING
-from xomni_rl.policies.records import RunFolder, write_json
+from xomni_rl.policies.records import RunFolder, RunFolderError, read_manifest, read_rows, write_json
 from xomni_rl.policies.settings import SettingsError, TrainerSettings, changed_settings, check_resumable, flatten
 from xomni_rl.policies.training_state import Progress
 from xomni_rl.registry import unknown_name
@@ -68,7 +68,7 @@ def check_same_run(folder: RunFolder, now: Mapping[str, Any]) -> dict[str, list[
     """
     if not folder.manifest.exists():
         return {}
-    before = json.loads(folder.manifest.read_text(encoding="utf-8"))
+    before = read_manifest(folder.manifest)
     torch.set_num_threads(int(before["torch_threads"]))  # sums over threads depend on their number
     changes = changed_settings(before["config"], json.loads(json.dumps(now["config"], default=str)))
     check_resumable(changes)
@@ -92,7 +92,10 @@ def take_back(
         progress: as the checkpoint has it.
         begun: whether there is a checkpoint; without one all is taken back.
         changes: settings that changed, see `check_same_run`.
+    Raises: RunFolderError if checkpoints that there were are gone, or a file is damaged or cannot be written.
     """
+    if not begun:
+        _check_before_first_checkpoint(folder)
     step = progress.step if begun else -1
     store.clean(keep_until=max(step, 0))
     folder.truncate(step)
@@ -100,7 +103,20 @@ def take_back(
         store.point("last", step)
         store.point("best", int(progress.heldout.get("best", {}).get("step", -1)))
     if folder.manifest.exists():
-        manifest = json.loads(folder.manifest.read_text(encoding="utf-8"))
+        manifest = read_manifest(folder.manifest)
         when = datetime.now(UTC).isoformat(timespec="seconds")
         manifest["resumes"].append({"time": when, "step": max(step, 0), "changed": dict(changes)})
         write_json(folder.manifest, manifest)
+
+
+def _check_before_first_checkpoint(folder: RunFolder) -> None:
+    """Raises: RunFolderError for a run that had checkpoints: going on would begin anew and take back all of it."""
+    if not folder.manifest.exists():
+        return
+    every = (read_manifest(folder.manifest)["config"].get("trainer") or {}).get("checkpoint_every")
+    reached = max((row["step"] for row in read_rows(folder.metrics)), default=0)
+    if every is not None and reached > every:
+        raise RunFolderError(
+            f"{folder.checkpoints} holds no checkpoint, but the run went on to step {reached}, which would all be taken back: "
+            "restore them, or start another run with run=FOLDER"
+        )

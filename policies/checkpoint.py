@@ -157,6 +157,8 @@ def run_and_checkpoint(config: Mapping[str, Any]) -> tuple[RunFolder, Path | Non
     path = Path(str(config["resume"]))
     one = path.parent.name == "checkpoints" and _NAME.match(path.name) is not None
     run = RunFolder(path.parent.parent if one else path)
+    if path.name == "checkpoints" and RunFolder(path.parent).config.exists():
+        raise RunFolderError(f"{path} is a run's checkpoints: go on with resume={path.parent}, or with one of them")
     if not run.config.exists():
         raise RunFolderError(f"there is no run in {run.path} to go on with: start one with run={run.path}")
     if one and not path.is_dir():

@@ -3,6 +3,7 @@ after a checkpoint, so that a run that was killed and goes on writes the same fi
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import io
@@ -20,7 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +60,7 @@ class RunFolder:
         self.rollouts = self.path / "rollouts"
         self.heldout = self.path / "heldout"
         self.checkpoints = self.path / "checkpoints"
+        self._lock: IO[str] | None = None
 
     @property
     def holds_run(self) -> bool:
@@ -66,21 +68,47 @@ class RunFolder:
         return self.manifest.exists()
 
     def create(self, *, again: bool = False) -> None:
-        """Makes the folder, or what is missing in it `again`.
+        """Makes the folder, or what is missing in it `again`; from now on no other process can train in it until `release`.
 
-        Raises: RunFolderError if it holds a run already (unless `again`) or cannot be written to.
+        Raises: RunFolderError if it holds a run already or what a run would replace (unless `again`), another process trains
+            in it, or it cannot be written to.
         """
-        if self.holds_run and not again:
-            raise RunFolderError(
-                f"{self.path} already holds a run: go on with it by resume={self.path}, or choose another folder for run="
-            )
+        if not again:
+            self._check_free()
         try:
             for folder in (self.rollouts, self.heldout, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
+            raise RunFolderError(
+                f"another process is training in {self.path}: wait for it, or choose another folder with run=FOLDER"
+            ) from error
         except OSError as error:
             raise RunFolderError(
                 f"cannot write the run to {self.path} ({error.strerror}): choose another folder with run=FOLDER"
             ) from error
+
+    def release(self) -> None:
+        """Lets other processes train in the folder again."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _check_free(self) -> None:
+        if self.holds_run:
+            raise RunFolderError(
+                f"{self.path} already holds a run: go on with it by resume={self.path}, or choose another folder for run="
+            )
+        files = [file for file in (self.metrics, self.alarms, self.summary) if file.exists()]
+        inside = [path for folder in (self.checkpoints, self.rollouts, self.heldout) for path in _entries(folder)]
+        others = [*files, *inside, *([self.config] if self.config.exists() and not _is_config(self.config) else [])]
+        if others:
+            raise RunFolderError(
+                f"{self.path} holds {others[0].relative_to(self.path)} already, which a run would replace: choose another "
+                "folder with run=FOLDER, or move it away"
+            )
 
     def append(self, file: Path, row: Mapping[str, Any]) -> None:
         """Adds one JSON line and flushes it. Raises: RunFolderError if it cannot be written."""
@@ -98,7 +126,7 @@ class RunFolder:
         for file in (self.metrics, self.alarms):
             rows = [row for row in read_rows(file) if row["step"] <= step]
             if file.exists():
-                write_atomically(file, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+                _write_record(file, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         for folder in (self.rollouts, self.heldout):
             for leftover in folder.glob(".*.tmp"):
                 leftover.unlink()
@@ -109,7 +137,7 @@ class RunFolder:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line cut short by a kill is left out.
+    """The objects of a JSON-lines file, each with a step; a last line cut short by a kill is left out.
 
     Raises: RunFolderError for a damaged line elsewhere.
     """
@@ -119,10 +147,50 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is not a whole line
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RunFolderError(f"{file}:{number}: not JSON ({error}); delete this line to go on") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise RunFolderError(f"{file}:{number}: no object with a step; delete this line to go on")
+        rows.append(row)
     return rows
+
+
+def read_manifest(file: Path) -> dict[str, Any]:
+    """What `build_manifest` made. Raises: RunFolderError for a damaged file."""
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{file} is damaged ({_reason(error)}); restore it to go on") from error
+    needed = {"config": dict, "torch_threads": int, "weights": dict, "prompts": dict, "resumes": list}
+    wrong = [key for key, kind in needed.items() if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind)]
+    if wrong:
+        raise RunFolderError(f"{file} is damaged (it lacks {', '.join(wrong)}); restore it to go on")
+    return manifest
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A run's config.yaml. Raises: RunFolderError for a damaged file."""
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunFolderError(f"{file} is damaged ({str(error).splitlines()[0]}); restore it to go on") from error
+    if not isinstance(config, dict) or not {"trainer", "model"} <= config.keys():
+        raise RunFolderError(f"{file} is damaged (it is no configuration of a run); restore it to go on")
+    return config
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _is_config(file: Path) -> bool:
+    """Whether a config.yaml is a run's, such as one that was killed before its manifest was there."""
+    try:
+        read_config(file)
+    except RunFolderError:
+        return False
+    return True
 
 
 def write_atomically(file: Path, text: str) -> None:

@@ -139,6 +139,7 @@ class Trainer:
         finally:
             self.tables.close()
             self.accelerator.end_training()
+            self.folder.release()
         return self._write_summary(self._why_stop() or "finished")
 
     @property

@@ -180,6 +180,13 @@ def test_resume_takes_a_run_or_one_of_its_checkpoints(store: CheckpointStore) ->
         run_and_checkpoint({"resume": str(store.folder / "step_000007")})
 
 
+def test_resume_of_the_checkpoints_folder_names_the_run(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("")
+    with pytest.raises(RunFolderError, match=r"is a run's checkpoints: go on with resume=\S*run, or with one of them"):
+        run_and_checkpoint({"resume": str(tmp_path / "run" / "checkpoints")})
+
+
 def test_resume_of_no_run_says_how_to_start_one(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"no run in .*start one with run="):
         run_and_checkpoint({"resume": str(tmp_path / "nowhere")})

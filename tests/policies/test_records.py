@@ -18,6 +18,8 @@ from xomni_rl.policies.records import (
     build_manifest,
     finite,
     prompts_hash,
+    read_config,
+    read_manifest,
     read_rows,
     rollout_table,
     write_atomically,
@@ -109,6 +111,37 @@ def test_damaged_line_in_the_middle_is_named(folder: RunFolder) -> None:
     folder.metrics.write_text("\n".join([lines[0], "{broken", *lines[2:]]) + "\n")
     with pytest.raises(RunFolderError, match=r"metrics\.jsonl:2: not JSON"):
         folder.truncate(3)
+
+
+@pytest.mark.parametrize("line", ["5", '{"loss": 1.0}', '{"step": "x"}', "null"])
+def test_line_without_a_step_is_named(folder: RunFolder, line: str) -> None:
+    folder.metrics.write_text(line + "\n")
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl:1: no object with a step; delete this line"):
+        folder.truncate(3)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"config": {}}', "5"])
+def test_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(RunFolderError, match=r"manifest\.json is damaged \(.*\); restore it to go on"):
+        read_manifest(tmp_path / "manifest.json")
+
+
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "trainer: {}"])
+def test_damaged_configuration_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(RunFolderError, match=r"config\.yaml is damaged \(.*\); restore it to go on"):
+        read_config(tmp_path / "config.yaml")
+
+
+def test_second_process_in_one_folder_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    first.create()
+    with pytest.raises(RunFolderError, match=r"another process is training in .*: wait for it, or choose another folder"):
+        second.create(again=True)
+    first.release()
+    second.create(again=True)
+    second.release()
 
 
 def test_folder_that_holds_a_run_is_not_begun_again(folder: RunFolder) -> None:

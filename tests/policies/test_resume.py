@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,23 @@ def test_going_back_to_an_older_checkpoint_repeats_what_followed(changed: Change
     before = copy.deepcopy(metrics(Path(config["run"])))
     start(config | {"resume": config["run"] + "/checkpoints/step_000001"})
     assert metrics(Path(config["run"])) == before
+
+
+def test_resume_in_another_folder_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    start(config)
+    first = Path(config["run"]) / "checkpoints" / "step_000002"
+    with pytest.raises(RunFolderError, match=r"goes on in .*, not in run=.*branch: leave run= out, or go on with a copy"):
+        resumed_config(config | {"resume": str(first), "run": str(tmp_path / "branch")}, ["run", "resume"])
+    assert resumed_config(config | {"resume": str(first)}, ["run", "resume"])["run"] == config["run"]
+
+
+def test_resume_without_the_checkpoints_that_there_were_takes_nothing_back(changed: Change) -> None:
+    config = changed(trainer__checkpoint_every=1)
+    start(config)
+    shutil.rmtree(Path(config["run"]) / "checkpoints")
+    with pytest.raises(RunFolderError, match=r"holds no checkpoint, but the run went on to step 3.*restore them, or start"):
+        start(config | {"resume": config["run"]})
+    assert [row["step"] for row in metrics(Path(config["run"]))] == [0, 1, 2, 3]
 
 
 def test_finished_run_that_goes_on_does_nothing_more(config: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.policies.small_runs import rows, with_reward
+from xomni_rl.envs.rollout import RolloutBatch
 from xomni_rl.policies.batches import check_prompts, prompts_of_step, stream_seed
 from xomni_rl.policies.checkpoint import CheckpointError
 from xomni_rl.policies.policy import StackPolicy
@@ -237,14 +238,59 @@ def test_folder_that_holds_a_run_is_refused(run, config: dict[str, Any]) -> None
         run(config)
 
 
-def test_checkpoint_that_cannot_be_written_stops_with_a_clear_sentence(run, config: dict[str, Any]) -> None:
-    checkpoints = Path(config["run"]) / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    (checkpoints / "step_000001").write_text("in the way")  # a file where the checkpoint's folder belongs
-    (checkpoints / ".step_000001.old").mkdir()
-    (checkpoints / ".step_000001.tmp").write_text("in the way")
-    with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*go on with resume="):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.yaml",
+        "metrics.jsonl",
+        "alarms.jsonl",
+        "summary.json",
+        "checkpoints/step_1/a",
+        "rollouts/mine.txt",
+        "heldout/step_000001.parquet",
+    ],
+)
+def test_folder_with_something_that_a_run_would_replace_is_refused_and_left_alone(
+    run, config: dict[str, Any], name: str
+) -> None:
+    file = Path(config["run"]) / name
+    file.parent.mkdir(parents=True)
+    file.write_text("trainer: mine\n")
+    with pytest.raises(RunFolderError, match=r"already, which a run would replace: choose another folder with run="):
         run(config)
+    assert [path for path in Path(config["run"]).rglob("*") if path.is_file()] == [file]
+    assert file.read_text() == "trainer: mine\n"
+
+
+def test_folder_with_other_files_and_what_an_early_kill_leaves_is_taken(run, config: dict[str, Any]) -> None:
+    folder = Path(config["run"])
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "notes.txt").write_text("mine")
+    assert run(config).steps == 3
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+class Blocked(StackPolicy):
+    """A policy whose first rollout, when the run has begun, puts something in the way of its files."""
+
+    def rollout(self, *arguments: Any, **named: Any) -> RolloutBatch:
+        self.block()
+        self.block = lambda: None
+        return super().rollout(*arguments, **named)
+
+
+def test_checkpoint_that_cannot_be_written_stops_with_a_clear_sentence(run, stack: Stack, config: dict[str, Any]) -> None:
+    def block() -> None:
+        checkpoints = Path(config["run"]) / "checkpoints"
+        (checkpoints / "step_000001").write_text("in the way")  # a file where the checkpoint's folder belongs
+        (checkpoints / ".step_000001.old").mkdir()
+        (checkpoints / ".step_000001.tmp").write_text("in the way")
+
+    policy = Blocked(stack)
+    policy.block = block
+    with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*go on with resume="):
+        run(config, policy)
     assert json.loads((Path(config["run"]) / "summary.json").read_text())["status"].startswith("stopped: cannot write")
 
 
@@ -321,12 +367,13 @@ def test_terminal_shows_a_bar_with_figures_and_time_left(run, config: dict[str, 
     assert "s left" in shown
 
 
-def test_table_that_cannot_be_written_stops_with_a_clear_sentence(run, changed: Change) -> None:
+def test_table_that_cannot_be_written_stops_with_a_clear_sentence(run, stack: Stack, changed: Change) -> None:
     config = changed(trainer__checkpoint_every=None, trainer__evaluate_every=None)
     folder = Path(config["run"]) / "rollouts"
-    (folder / "step_000001.parquet").mkdir(parents=True)  # in the way
+    policy = Blocked(stack)
+    policy.block = lambda: (folder / "step_000001.parquet").mkdir()
     with pytest.raises(RunFolderError, match=r"cannot write the table .*step_000001\.parquet.*make room"):
-        run(config)
+        run(config, policy)
     assert [path.name for path in folder.iterdir() if ".tmp" in path.name] == []
 
 
