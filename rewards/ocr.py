@@ -104,8 +104,8 @@ class OcrReward(Reward):
     def score(self, images: list[np.ndarray], prompts: Sequence[Prompt]) -> RewardResult:
         """Scores of N images; metrics: `exact`, `char` (= edit).
 
-        Details: `read`, `target`; `confidence` (mean over lines) if the reader states one; for longtext `matched` and
-        `total`, whose sums give the benchmark's score of a file.
+        Details: `read`, `target`; `confidence` (mean over lines) if lines were read and the reader states one; for longtext
+        `matched` and `total`, whose sums give the benchmark's score of a file.
 
         Raises: RewardError for the samples that the engine could not read, with the others' scores as `partial`;
             RewardUnavailableError if the engine cannot work at all.
@@ -171,8 +171,8 @@ class OcrReward(Reward):
         for name, metric in _EXTRA_METRICS.items():
             result.metrics[name][index] = metric(read, target) if targets else np.nan
         confidences = [line.confidence for line in lines if line.confidence is not None]
-        if len(confidences) == len(lines):
-            detail["confidence"] = round(float(np.mean(confidences)), 4) if lines else 0.0
+        if lines and len(confidences) == len(lines):
+            detail["confidence"] = round(float(np.mean(confidences)), 4)
         result.details[index] = detail
 
     def _is_sure(self, line: Line) -> bool:

@@ -54,7 +54,10 @@ class VlmReader:
         except VlmError as error:
             if error.partial is None:  # the others' answers are not known: not one sample has a page
                 raise
-            failures, answers = error.failures, [str(answer) for answer in error.partial]
+            failures, answers = dict(error.failures), [str(answer) for answer in error.partial]
+        for index, answer in enumerate(answers):
+            if not answer.strip() and index not in failures:  # not "no text": a model that sees none is told to say so
+                failures[index] = f"the model answered nothing, not even {NO_TEXT}"
         return [answer_lines(answer) for answer in answers], failures
 
     def load(self) -> None:

@@ -253,11 +253,14 @@ def _data_url(image: np.ndarray) -> str:
 def _choice(completion: Any) -> Mapping[str, Any]:
     try:
         choice = completion["choices"][0]
-        if isinstance(choice["message"], Mapping):
-            return choice
+        is_choice = isinstance(choice["message"], Mapping)
     except (KeyError, IndexError, TypeError):
-        pass
-    raise HttpError(f"the answer is no chat completion but {quoted(str(completion))}", 200)
+        is_choice = False
+    if not is_choice:
+        raise HttpError(f"the answer is no chat completion but {quoted(str(completion))}", 200)
+    if choice.get("finish_reason") == "content_filter":
+        raise HttpError("the server's content filter held the answer back", 200)
+    return choice
 
 
 def _text(completion: Any) -> str:

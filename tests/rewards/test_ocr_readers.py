@@ -6,15 +6,17 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from fastapi.responses import JSONResponse, Response
 from PIL import Image, ImageDraw, ImageFont
 
+from tests.rewards.judge_server import MODEL, JudgeServer
 from xomni_rl.prompt_sets.signs import render_sign, signs
 from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.base import RewardError, RewardUnavailableError, build_reward
@@ -23,6 +25,7 @@ from xomni_rl.rewards.ocr_engine import second_model, wheel_model
 from xomni_rl.rewards.ocr_readers import ENGINES, Line
 from xomni_rl.rewards.reader_got import END, GotReader, write_tiny_got
 from xomni_rl.rewards.reader_vlm import INSTRUCTION, NO_TEXT, answer_lines
+from xomni_rl.rewards.vlm_tiny import write_tiny_vlm
 
 PROMPTS = signs(split="heldout", count=12)
 
@@ -359,8 +362,6 @@ def test_not_finite_got_output_is_a_failure_and_no_text(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    from xomni_rl.rewards.vlm_tiny import write_tiny_vlm
-
     forms = (("HELLO", "WORLD", "K7AX"), (" a\n", " b\n"), ("end", "fin"))
     return {"weights": str(write_tiny_vlm(tmp_path_factory.mktemp("vlm"), forms)), "device": "cpu"}
 
@@ -410,6 +411,24 @@ def test_missing_vlm_makes_the_reward_unavailable(tmp_path: Path) -> None:
 )
 def test_vlm_answer_becomes_lines(answer: str, texts: list[str]) -> None:
     assert answer_lines(answer) == [Line(text) for text in texts]
+
+
+def test_empty_vlm_answer_is_a_failure_and_no_text_is_a_score(tmp_path: Path) -> None:
+    answers = iter(["", NO_TEXT, "K7AX"])  # one connection: in the order of the images
+
+    async def scripted(_number: int, _body: Mapping[str, Any]) -> Response:
+        return JSONResponse({"choices": [{"message": {"role": "assistant", "content": next(answers)}}]})
+
+    with JudgeServer(write_tiny_vlm(tmp_path)) as server:
+        server.fault = scripted
+        options = {"backend": "server", "url": server.url, "model": MODEL, "concurrency": 1}
+        asked = [Prompt(str(index), "a sign", texts=("K7AX",)) for index in range(3)]
+        with pytest.raises(RewardError, match="answered nothing, not even <no text>") as caught:
+            build_reward("ocr", engine="vlm", engine_options=options)(sign_images()[:3], asked)
+    assert list(caught.value.failures) == [0]
+    assert caught.value.partial is not None
+    np.testing.assert_array_equal(caught.value.partial.scores, [np.nan, 0, 1])
+    assert all("confidence" not in detail for detail in caught.value.partial.details)  # the reader states none
 
 
 def test_image_that_the_vlm_refuses_fails_alone(tiny_vlm: dict[str, Any]) -> None:

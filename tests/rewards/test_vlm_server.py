@@ -154,6 +154,7 @@ def test_first_token_that_is_neither_yes_nor_no_fails_with_what_it_was(server: J
         (JSONResponse({"choices": []}), "is no chat completion"),
         (JSONResponse(["yes"]), "is no chat completion"),
         (JSONResponse({"choices": [{"message": "Yes"}]}), "is no chat completion"),
+        (choice(finish_reason="content_filter"), "content filter held the answer back"),
         (choice(logprobs={"content": []}), "the completion is empty"),
         (choice(logprobs={"tokens": ["Yes"]}), "log-probabilities cannot be read"),
         (choice(logprobs={"content": [{"top_logprobs": [{"token": "Yes", "logprob": "high"}]}]}), "cannot be read"),
