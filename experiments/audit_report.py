@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xomni_rl.experiments.audit_plots import draw
+from xomni_rl.experiments.own_files import foreign_file
 from xomni_rl.experiments.scoring import match_folder
 from xomni_rl.images import load_image
 from xomni_rl.rewards.audit import WRONG, AuditError, Sample, Scores, picture_samples, score_variants, variants_of
@@ -31,7 +32,8 @@ from xomni_rl.rewards.composite import CompositeReward
 from xomni_rl.rewards.health import hashes_of
 from xomni_rl.rewards.perturbations import KINDS, perturbations
 
-FILES = ("audit.csv", "audit.json", "audit.png")
+FILES = ("audit.json", "audit.csv", "audit.png")
+"""The first is renamed first: it says whose the others are."""
 PACKAGES = ("numpy", "pillow", "scipy", "xomni-rl")
 
 
@@ -71,8 +73,8 @@ def audit_reward(
         batch_size: pictures per call.
         seed: of random perturbations and the bootstrap.
         console: where the bar and the tables go; None = nowhere.
-    Raises: AuditError if the folder cannot be written to or the batch size is below 1; RewardUnavailableError if a
-        component cannot work at all.
+    Raises: AuditError if the folder cannot be written to or holds others' files, or the batch size is below 1;
+        RewardUnavailableError if a component cannot work at all.
     """
     if batch_size < 1:
         raise AuditError(f"batch_size must be at least 1, got {batch_size}")
@@ -141,12 +143,12 @@ def write(audit: Audit, content: Mapping[str, Any]) -> None:
     """Writes the three files beside and renames them. Raises: AuditError if that fails."""
     try:
         with tempfile.TemporaryDirectory(dir=audit.out, prefix=".audit.") as beside:
-            table, report, figure = (Path(beside) / name for name in FILES)
+            report, table, figure = (Path(beside) / name for name in FILES)
             effect_table(audit).to_csv(table, index=False)
             text = json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False)
             report.write_text(text + "\n", encoding="utf-8")
             draw(audit.findings, figure)
-            for path in (table, report, figure):
+            for path in (report, table, figure):
                 os.replace(path, audit.out / path.name)
     except OSError as error:
         raise AuditError(f"{audit.out}: the audit cannot be written there: {error.strerror or error}") from error
@@ -279,7 +281,11 @@ def _without_nan(value: Any) -> Any:
 
 
 def _checked_folder(out: Path) -> Path:
-    """Finds out before the work, not after it, that nothing could be written."""
+    """Finds out before the work, not after it, that nothing could be written, or somebody else's files would be replaced."""
+    if foreign := foreign_file(out, FILES, FILES[0]):
+        raise AuditError(
+            f"{foreign} would be replaced and is of no audit ({out} has no {FILES[0]}): choose another folder, or move it away"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".audit."):

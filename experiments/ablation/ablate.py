@@ -15,6 +15,7 @@ from rich.console import Console
 from xomni_rl.experiments.ablation.comparison import Comparison, Target
 from xomni_rl.experiments.ablation.display import Display
 from xomni_rl.experiments.ablation.execute import ENDED, Executor, Machine, gpus
+from xomni_rl.experiments.ablation.folder import check_folder
 from xomni_rl.experiments.ablation.plan import PLAN, AblationError, Plan, PlannedRun, extend, parse, read_plan
 from xomni_rl.experiments.report.data import ReportError, step_files
 from xomni_rl.policies.algorithms.base import build_algorithm
@@ -59,7 +60,7 @@ def run_ablation(
         config_dir: a folder of the user's own configurations.
         console: where progress goes; None = standard error.
     Raises: ConfigError, AlgorithmError and AblationError for what cannot be run, before anything is written; ReportError if
-        what ended cannot be compared; KeyboardInterrupt.
+        the folder holds others' tables, or what ended cannot be compared; KeyboardInterrupt.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise AblationError("an ablation starts its runs itself, each in one process: call it without torchrun")
@@ -70,6 +71,7 @@ def run_ablation(
     plan, runs, configs = extend(request, read_plan(folder), config_dir)
     for config in configs.values():
         _check(config)
+    check_folder(folder)
     machine = Machine.shared(jobs, len(runs), devices=gpus(list(configs.values())))
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from xomni_rl.experiments.ablation.comparison import Comparison, Target, compare
 from xomni_rl.experiments.ablation.curves import write_curves
+from xomni_rl.experiments.ablation.folder import PAGE, check_folder
 from xomni_rl.experiments.ablation.grids import write_grid
 from xomni_rl.experiments.ablation.page import write_page
 from xomni_rl.experiments.ablation.tables import csv_table, latex, markdown
@@ -30,19 +31,19 @@ def write_comparison(
         groups, metrics, targets, notes, cost_notes: as `comparison.compare` takes them.
         out: folder to write to; made if need be. Files are written beside and renamed.
     Returns: the comparison, and the files.
-    Raises: ReportError as `compare` does, or if the folder cannot be written to.
+    Raises: ReportError as `compare` and `check_folder` do, or if the folder cannot be written to.
     """
+    check_folder(out)
     found = compare(groups, metrics=metrics, targets=targets, notes=notes, cost_notes=cost_notes)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".comparison.") as name:
             beside = Path(name)
-            written = []
+            written = [write_page(found, beside / PAGE)]  # renamed first: it says whose the others are
             for file, text in (("table.csv", csv_table(found)), ("table.md", markdown(found)), ("table.tex", latex(found))):
                 written.append(beside / file)
                 written[-1].write_text(text, encoding="utf-8")
             written += write_curves(found, beside) + write_grid(found, beside / "grid.png")
-            written.append(write_page(found, beside / "comparison.html"))
             for path in written:
                 os.replace(path, out / path.name)
     except OSError as error:

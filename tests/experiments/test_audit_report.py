@@ -93,11 +93,19 @@ def test_record_says_what_was_audited_with_what(levels: CompositeReward, tmp_pat
 
 def test_nothing_but_the_files_is_left_and_old_ones_are_replaced(levels: CompositeReward, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    out.mkdir()
+    audit(levels, out)
     (out / "audit.csv").write_text("old")
     audit(levels, out)
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
     assert (out / "audit.csv").read_text() != "old"
+
+
+def test_file_of_somebody_else_is_not_replaced(levels: CompositeReward, tmp_path: Path) -> None:
+    (tmp_path / "audit.csv").write_text("mine")
+    with pytest.raises(AuditError, match=r"audit\.csv would be replaced .* choose another folder"):
+        audit(levels, tmp_path)
+    assert (tmp_path / "audit.csv").read_text() == "mine"
+    assert not (tmp_path / "audit.json").exists()
 
 
 def test_screen_shows_tables_counts_and_verdicts(levels: CompositeReward, tmp_path: Path) -> None:

@@ -323,6 +323,14 @@ def test_user_error_is_one_sentence_and_leaves_nothing_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["a_run"]
 
 
+def test_ablation_beside_a_table_of_somebody_else_starts_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.csv").write_text("mine")
+    result = CliRunner().invoke(app, ["ablate", "seed=0,1", "run=."])
+    assert (result.exit_code, [path.name for path in tmp_path.iterdir()]) == (1, ["table.csv"])
+    assert "table.csv would be replaced and is of no comparison" in result.stderr
+
+
 def test_ablation_under_torchrun_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")

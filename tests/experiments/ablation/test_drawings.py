@@ -124,6 +124,25 @@ def test_folder_that_cannot_be_written_to_is_one_sentence(two_methods: Groups, t
         write_comparison(two_methods, tmp_path / "file" / "out")
 
 
+@pytest.mark.parametrize("name", ["table.csv", "table.md", "grid.png", "curves_step.svg"])
+def test_file_of_somebody_else_is_not_replaced(two_methods: Groups, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ReportError, match=rf"{name} would be replaced .* choose another folder"):
+        write_comparison(two_methods, tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir() if path.is_file()] == [(name, "mine")]
+
+
+def test_own_folder_with_other_files_beside_is_written_to_again(two_methods: Groups, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    write_comparison(two_methods, out)
+    (out / "table.csv").write_text("old")
+    write_comparison(two_methods, out)
+    assert (out / "table.csv").read_text() != "old"
+    assert (out / "notes.txt").read_text() == "mine"
+
+
 class Page(HTMLParser):
     """Collects what a page asks for, and whether its elements close."""
 
