@@ -67,13 +67,11 @@ def pretrain_long(
         quick: a few steps, to see the recipe run; the stack is of no use.
         figures: held-out signs of each size behind the card's figures.
         console: where progress goes.
-    Raises: StackError if `out` holds the work of another seed or recipe.
+    Raises: StackError if `out` holds the work of another seed or recipe, or somebody else's files.
     """
     out, console = Path(out), console or Console()
     lessons = [_quick(lesson) for lesson in LESSONS] if quick else LESSONS
-    work = out / "pretraining"
-    work.mkdir(parents=True, exist_ok=True)
-    claim(work / "recipe.json", {"seed": seed, "lessons": [asdict(lesson) for lesson in lessons]})
+    work = claim(out, {"seed": seed, "lessons": [asdict(lesson) for lesson in lessons]})
     started = time.monotonic()
     stack = Stack.from_pretrained("embedded")
     stack.default_size = DEFAULT_SIZE

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from xomni_rl.experiments.own_files import foreign_file
 from xomni_rl.prompt_sets.signs import COLOURS
 from xomni_rl.stack import embedded
 from xomni_rl.stack.autoregressive import XOmniConfig, XOmniForCausalLM
@@ -41,6 +42,8 @@ FINISH = Stage("ar-finish", 300, batch=64, learning_rate=1e-3, weight_decay=0.01
 """A second, lower cycle over the same model."""
 CLIP = Stage("clip", 2000, batch=40, learning_rate=1.5e-3, weight_decay=0.05, beta2=0.98)
 """Its batch counts families of three signs."""
+WRITTEN = ("README.md", "signs.png", "autoregressive", "text_tokenizer", "vision", "projector", "decoder", "clip")
+"""What a finished stack's folder holds, besides its `stack.json`."""
 
 
 def pretrain(
@@ -57,14 +60,12 @@ def pretrain(
         figures: held-out signs behind the card's figures.
         console: where progress goes.
     Returns: the stack; the open_clip model lies in the folder `clip` of `out`.
-    Raises: StackError if `out` holds the work of another seed or recipe.
+    Raises: StackError if `out` holds the work of another seed or recipe, or somebody else's files.
     """
     out, console = Path(out), console or Console()
     full = (TOKENIZER, DECODER, AUTOREGRESSIVE, FINISH, CLIP)
     stages = [replace(s, steps=40, batch=16, save_every=15) for s in full] if quick else list(full)
-    work = out / "pretraining"
-    work.mkdir(parents=True, exist_ok=True)
-    claim(work / "recipe.json", {"seed": seed, "stages": [vars(s) for s in stages]})
+    work = claim(out, {"seed": seed, "stages": [vars(s) for s in stages]})
     started = time.monotonic()
     image_tokenizer = make_tokenizer(stages[0], seed, work, console)
     decoder = make_decoder(stages[1], seed, work, image_tokenizer, console)
@@ -191,11 +192,26 @@ def finish(folder: Path, *parts: SemanticImageTokenizer | DiffusionDecoder | tor
     os.replace(temporary, folder)
 
 
-def claim(path: Path, recipe: dict[str, object]) -> None:
-    """Writes down what a folder's unfinished work is of. Raises: StackError if it is of something else."""
-    text = json.dumps(recipe, indent=1, sort_keys=True)
+def claim(out: Path, recipe: dict[str, object]) -> Path:
+    """Writes down what the unfinished work in a stack's folder is of.
+
+    Returns: the folder of that work, which is removed at the end.
+    Raises: StackError if it is of something else, or if files of somebody else's would be removed or replaced.
+    """
+    work, text = out / "pretraining", json.dumps(recipe, indent=1, sort_keys=True)
+    path = work / "recipe.json"
     if path.exists() and path.read_text() != text:
-        raise StackError(
-            f"{path.parent} holds the unfinished work of another seed or recipe; choose another --out or delete it"
-        )
+        raise StackError(f"{work} holds the unfinished work of another seed or recipe; choose another --out or delete it")
+    if not path.exists():
+        _check_free(out, work)
+    work.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+    return work
+
+
+def _check_free(out: Path, work: Path) -> None:
+    inside = next(work.iterdir(), None) if work.is_dir() else None
+    if foreign := inside or foreign_file(out, WRITTEN, "stack.json"):
+        raise StackError(
+            f"{foreign} would be removed or replaced and is of no pretraining; choose another --out or move it away"
+        )

@@ -1,4 +1,6 @@
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 
 from xomni_rl.experiments.pretraining.clip import families, spoilt, to_input, train_clip_tokenizer
 from xomni_rl.experiments.pretraining.data import character_columns, sign_batch, stream
+from xomni_rl.experiments.pretraining.long_signs import pretrain_long
 from xomni_rl.experiments.pretraining.loop import Stage, run_stage
-from xomni_rl.experiments.pretraining.recipe import pretrain
+from xomni_rl.experiments.pretraining.recipe import claim, pretrain
 from xomni_rl.prompt_sets.signs import ALPHABET, is_heldout, random_strings, render_sign, signs
 from xomni_rl.stack.stack import Stack, StackError
 from xomni_rl.weights import SIGNS_CLIP
@@ -132,6 +135,28 @@ def test_unfinished_work_of_another_seed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pretraining/recipe.json").write_text(json.dumps({"seed": 5}))
     with pytest.raises(StackError, match="another seed or recipe"):
         pretrain(tmp_path, seed=0, console=Console(quiet=True))
+
+
+@pytest.mark.parametrize("name", ["pretraining/data.csv", "README.md", "clip/notes.txt"])
+@pytest.mark.parametrize("make", [pretrain, pretrain_long])
+def test_files_of_somebody_else_are_refused_and_kept(make: Callable[..., Stack], name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(StackError, match=r"would be removed or replaced .* choose another --out"):
+        make(tmp_path, quick=True, console=Console(quiet=True))
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
+
+
+def test_unfinished_work_and_a_finished_stack_may_be_gone_on_with(tmp_path: Path) -> None:
+    recipe: dict[str, object] = {"seed": 0}
+    (tmp_path / "notes.txt").write_text("mine")  # nothing of a stack has this name
+    work = claim(tmp_path, recipe)
+    (work / "ar.safetensors").write_text("state")
+    (tmp_path / "clip").mkdir()
+    assert claim(tmp_path, recipe) == work
+    shutil.rmtree(work)
+    (tmp_path / "stack.json").write_text("{}")
+    assert claim(tmp_path, recipe) == work
 
 
 def test_family_is_a_sign_its_twin_in_another_colour_and_its_twin_with_one_other_letter() -> None:
