@@ -109,6 +109,14 @@ class Episodes:
         return due
 
 
+def whole_numbers(actions: Any) -> np.ndarray:
+    """Actions of a caller as int64, of their own shape. Raises: InvalidAction for what holds anything but whole numbers."""
+    made = np.asarray(actions)
+    if made.dtype.kind not in "iu":
+        raise InvalidAction(f"an action must be a whole number, the position of an image token, not {actions!r}")
+    return made.astype(np.int64)
+
+
 def _outcome(result: CompositeResult, row: int, image: np.ndarray, prompt: Prompt) -> Info:
     """What `info` says of one scored picture."""
     details = result.details[row]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from xomni_rl.prompts import Prompt, load_prompts, prompt_sets
+from xomni_rl.prompts import Prompt, PromptError, load_prompts, prompt_sets
 from xomni_rl.registry import unknown_name
 from xomni_rl.rewards.composite import CompositeReward, build_composite
 from xomni_rl.stack.family import ImageStack
+from xomni_rl.stack.sampler import SamplingConfig
 from xomni_rl.stack.stack import Stack
 
 DEFAULT_REWARD: Mapping[str, Any] = {
@@ -37,19 +39,25 @@ def make_prompts(prompts: PromptsOption) -> list[Prompt]:
     The mapping has the key `set` and, optionally, `split` (default "train"), `count` (4096), `seed` (0) and `options`.
     Texts of a list become prompts whose id is their position.
 
-    Raises: PromptError for a bad file; UnknownNameError for an unknown set; ValueError for an unknown key or none.
+    Raises: PromptError for a bad or missing file; UnknownNameError for an unknown set; ValueError for an unknown key or none.
     """
     if isinstance(prompts, Mapping):
         made = _prompts_of_set(prompts)
     elif isinstance(prompts, str | os.PathLike):
         path = Path(prompts)
         is_file = path.suffix.lower() in (".jsonl", ".txt") or isinstance(prompts, os.PathLike)
-        made = load_prompts(path) if is_file else _prompts_of_set({"set": prompts})
+        made = _prompts_of_file(path) if is_file else _prompts_of_set({"set": prompts})
     else:
         made = [p if isinstance(p, Prompt) else Prompt(id=f"{i:04d}", text=p) for i, p in enumerate(prompts)]
     if not made:
         raise ValueError("the environment needs at least one prompt, got none")
     return made
+
+
+def _prompts_of_file(path: Path) -> list[Prompt]:
+    if not path.is_file():
+        raise PromptError(f"there are no prompts at {path}; give a .jsonl or .txt file, or the name of a prompt set")
+    return load_prompts(path)
 
 
 def _prompts_of_set(config: Mapping[str, Any]) -> list[Prompt]:
@@ -71,6 +79,17 @@ def make_reward(reward: RewardOption) -> CompositeReward:
     if isinstance(reward, str):
         return build_composite({"components": {reward: {"reward": reward, "weight": 1.0}}})
     return build_composite(reward) if isinstance(reward, Mapping) else reward
+
+
+def make_sampling(sampling: SamplingConfig | Mapping[str, Any] | None) -> SamplingConfig:
+    """Sampling given as itself, as a mapping of its fields, or not at all. Raises: ValueError for a bad key or value."""
+    if isinstance(sampling, SamplingConfig):
+        return sampling
+    known = [entry.name for entry in fields(SamplingConfig)]
+    for key in sampling or {}:
+        if key not in known:
+            raise ValueError(unknown_name("key of sampling", str(key), known))
+    return SamplingConfig(**(sampling or {}))
 
 
 def image_size(stack: ImageStack, prompts: Sequence[Prompt], size: tuple[int, int] | None = None) -> tuple[int, int]:

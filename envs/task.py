@@ -19,6 +19,7 @@ from xomni_rl.envs.options import (
     image_size,
     make_prompts,
     make_reward,
+    make_sampling,
     make_stack,
 )
 from xomni_rl.prompts import Prompt
@@ -163,7 +164,7 @@ def build_task(
         prompt_ids=left_padded(ids, max_prompt_tokens or ids.shape[1]),
         reward=make_reward(reward),
         size=made_size,
-        sampling=sampling if isinstance(sampling, SamplingConfig) else SamplingConfig(**(sampling or {})),
+        sampling=make_sampling(sampling),
         reward_at=_scored_counts(reward_at, height * width),
     )
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 
-from xomni_rl.envs.episodes import Episodes, Info
+from xomni_rl.envs.episodes import Episodes, Info, whole_numbers
 from xomni_rl.envs.options import DEFAULT_REWARD, PromptsOption, RewardOption, StackOption
 from xomni_rl.envs.task import build_task
 from xomni_rl.prompts import Prompt
@@ -94,10 +94,10 @@ class TextToImageEnv(gymnasium.Env[Observation, np.int64]):
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, Info]:
         """Places one image token.
 
-        Raises: gymnasium.error.ResetNeeded after the end; gymnasium.error.InvalidAction for a token out of range;
+        Raises: gymnasium.error.ResetNeeded after the end; gymnasium.error.InvalidAction for what is no token;
             RewardError if scoring fails and the reward's policy is to stop.
         """
-        rewards, infos = self._episodes.place(np.array([0]), np.array([action], dtype=np.int64))
+        rewards, infos = self._episodes.place(np.array([0]), whole_numbers(action)[None])
         terminated = bool(self._episodes.finished[0])
         return self._observation(), float(rewards[0]), terminated, False, infos.get(0, {})
 

@@ -11,7 +11,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from xomni_rl.envs.episodes import Episodes, Info
+from xomni_rl.envs.episodes import Episodes, Info, whole_numbers
 from xomni_rl.envs.options import DEFAULT_REWARD, PromptsOption, RewardOption, StackOption
 from xomni_rl.envs.task import build_task
 from xomni_rl.envs.text_to_image import checked_render_mode
@@ -111,7 +111,7 @@ class TextToImageVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         Returns: observations, rewards float64 [N], terminated bool [N], truncated bool [N], infos.
         Raises: ValueError for another number of actions; InvalidAction, ResetNeeded and RewardError as in a single one.
         """
-        actions = np.asarray(actions, dtype=np.int64)
+        actions = whole_numbers(actions)
         if actions.shape != (self.num_envs,):
             raise ValueError(f"actions must have shape [{self.num_envs}], got {list(actions.shape)}")
         waiting = self._over & (self.autoreset_mode is AutoresetMode.NEXT_STEP)

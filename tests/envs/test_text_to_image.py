@@ -195,6 +195,15 @@ def test_token_out_of_range_is_refused_and_changes_nothing(options: dict[str, An
     assert env.step(5)[0]["step"] == 1
 
 
+@pytest.mark.parametrize("action", [1.5, "a", None, True])
+def test_action_that_is_no_whole_number_is_refused_and_changes_nothing(options: dict[str, Any], action: Any) -> None:
+    env = TextToImageEnv(**options)
+    env.reset(seed=0)
+    with pytest.raises(InvalidAction, match=rf"an action must be a whole number.*not {action!r}"):
+        env.step(action)
+    assert env.step(5)[0]["step"] == 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -204,7 +213,9 @@ def test_token_out_of_range_is_refused_and_changes_nothing(options: dict[str, An
         ({"prompts": {"set": "signs", "splt": "train"}}, 'unknown key of prompts "splt"; nearest: split'),
         ({"prompts": "sings"}, "nearest: signs"),
         ({"reward": "orc"}, "nearest: ocr"),
+        ({"prompts": "missing.txt"}, "there are no prompts at missing.txt; give a .jsonl or .txt file"),
         ({"sampling": {"temperature": 0.0}}, "temperature"),
+        ({"sampling": {"temp": 1}}, 'unknown key of sampling "temp"; nearest: temperature'),
         ({"render_mode": "humans"}, "rgb_array"),
         ({"max_prompt_tokens": 2}, "the longest prompt has"),
     ],

@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.envs.registration import VectorizeMode
+from gymnasium.error import InvalidAction
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from picture_rewards import same_pictures
@@ -186,3 +187,11 @@ def test_wrong_call_is_answered_with_one_sentence(options: dict[str, Any], call:
     env.reset(seed=0)
     with pytest.raises(ValueError, match=message):
         call(env)
+
+
+def test_actions_that_are_no_whole_numbers_are_refused(options: dict[str, Any]) -> None:
+    envs = TextToImageVectorEnv(2, **options)
+    envs.reset(seed=0)
+    with pytest.raises(InvalidAction, match=r"an action must be a whole number.*not \[0, 1\.5\]"):
+        envs.step([0, 1.5])  # type: ignore[arg-type]
+    assert (envs.step(np.array([5, 5]))[0]["step"] == 1).all()
