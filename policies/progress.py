@@ -9,7 +9,6 @@ from types import TracebackType
 import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
@@ -145,7 +144,7 @@ class Display:
 
     def warn(self, text: str) -> None:
         """Shows a warning."""
-        self.console.print(f"[yellow]warning[/] {escape(text)}", soft_wrap=True, highlight=False)
+        self.console.print(Text.assemble(("warning", "yellow"), f" {text}"), soft_wrap=True)
 
 
 def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:

@@ -10,7 +10,7 @@ NORMALISATIONS = ("none", "batch", "group")
 EPSILON = 1e-4
 """Added to the standard deviation when normalising, in units of the normalised score."""
 
-_GATE = re.compile(r"\s*([\w.-]+)\s*(>=|<=|>|<)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+_GATE = re.compile(r"\s*([\w.-]+)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 _COMPARE: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     ">": np.greater,
     ">=": np.greater_equal,

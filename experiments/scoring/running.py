@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.text import Text
 
 from xomni_rl.experiments.scoring.errors import ScoringError, ScoringInterruptedError
 from xomni_rl.experiments.scoring.files import check_writable, counted, some
@@ -184,7 +185,7 @@ def _matched(
     for model, folder in folders.items():
         found = _match(folder, prompts[model], how, model)
         if console is not None:
-            console.print(_how_matched(folder, found), markup=False, highlight=False, soft_wrap=True)
+            console.print(Text(_how_matched(folder, found)), soft_wrap=True)
         items += found.items
     return items
 
@@ -221,7 +222,7 @@ def _score_missing(
     count = min(how.workers, len(tasks) - len(finished))
 
     def warn(text: str) -> None:
-        (console or Console(stderr=True)).print(text, markup=False, style="yellow", soft_wrap=True)
+        (console or Console(stderr=True)).print(Text(text, "yellow"), soft_wrap=True)
 
     with progress(console, total, done) as advance, arithmetic_threads(how.threads):
         alone = count <= 1

@@ -39,11 +39,14 @@ def progress(console: Console | None, total: int, done: int) -> Iterator[Callabl
 
 
 def print_summary(summary: Summary, title: str, console: Console) -> None:
-    """The table of means, that of the models' differences, and what was not scored."""
+    """The table of means, that of the models' differences, and what was not scored.
+
+    Names and reasons are `Text`: rich would take brackets in a string for styles and `:one:` for an emoji.
+    """
     models = list(dict.fromkeys(model for model, _ in summary.rewards))
     wide, several = console.width >= WIDE, len(models) > 1
     headings = ["reward", *["model"] * several, "mean", "95 % interval", *["lowest – highest"] * wide, "distribution"]
-    table = Table(title=title, box=box.ROUNDED if wide else box.SIMPLE_HEAD)
+    table = Table(title=Text(title, "table.title"), box=box.ROUNDED if wide else box.SIMPLE_HEAD)
     for heading in [*headings, "scored", "not applicable" if wide else "n/a", "failed"]:
         fixed = heading in ("distribution", "mean")
         table.add_column(heading, justify="left" if heading in ("reward", "model") else "right", overflow="fold", no_wrap=fixed)
@@ -52,12 +55,12 @@ def print_summary(summary: Summary, title: str, console: Console) -> None:
             row = summary.rewards[model, column]
             ends = [interval(row.lowest, row.highest)] * wide
             cells = [number(row.mean), interval(row.low, row.high), *ends, bars(row.histogram)]
-            table.add_row(column, *[model] * several, *cells, *_counts(row))
+            table.add_row(Text(column), *[Text(model)] * several, *cells, *_counts(row))
     console.print(table)
     if summary.comparisons:
         console.print(_comparisons(summary))
     for problem in summary.problems:
-        console.print(problem, markup=False, style="red")
+        console.print(Text(problem, "red"))
     hidden = summary.troubled - len(summary.problems)
     if hidden > 0:
         console.print(f"and {hidden} more in the column error", style="red")
@@ -94,6 +97,6 @@ def _comparisons(summary: Summary) -> Table:
     for each in summary.comparisons:
         better = "–" if math.isnan(each.probability_better) else f"{each.probability_better:.1%}"
         difference = "–" if math.isnan(each.difference) else f"{each.difference:+.4f}"
-        pair = f"{each.a} − {each.b}"
-        table.add_row(each.column, pair, difference, interval(each.low, each.high), better, str(each.prompts))
+        pair = Text(f"{each.a} − {each.b}")
+        table.add_row(Text(each.column), pair, difference, interval(each.low, each.high), better, str(each.prompts))
     return table

@@ -10,7 +10,7 @@ from xomni_rl.policies.progress import LINES, SPARKS, Display, sparkline
 
 STEP = {"reward": 0.5, "reward/ocr": 0.75, "entropy": 0.7, "time/sample": 1.5, "time/update": 0.5, "time/total": 2.0}
 STEP |= {"memory/peak_gib": 1.25}
-ALARM = Alarm("zero_variance", 0.9, 0.8, "most groups are [equal]")
+ALARM = Alarm("zero_variance", 0.9, 0.8, "most groups are [equal]:one:")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_terminal_shows_bar_figures_held_out_time_memory_and_alarms() -> None:
 
 
 def test_warning_stands_above_the_live_view_as_it_is() -> None:
-    assert "warning step 2: zero_variance: most groups are [equal]" in shown(terminal=True)
+    assert "warning step 2: zero_variance: most groups are [equal]:one:" in shown(terminal=True)
 
 
 def test_without_a_terminal_there_are_few_plain_lines() -> None:
@@ -57,7 +57,7 @@ def test_without_a_terminal_there_are_few_plain_lines() -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_in_ci_only_warnings_are_shown(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
-    assert shown(terminal).splitlines() == ["warning step 2: zero_variance: most groups are [equal]"]
+    assert shown(terminal).splitlines() == ["warning step 2: zero_variance: most groups are [equal]:one:"]
 
 
 def test_sparkline_averages_neighbours_and_spans_the_range() -> None:

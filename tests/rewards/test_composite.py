@@ -114,7 +114,7 @@ def test_gate_on_lower_is_better_component_gives_its_worst_score() -> None:
 
 @pytest.mark.parametrize(
     ("rule", "is_open"),
-    [("x > 0.5", [0, 0, 1]), ("x >= 0.5", [0, 1, 1]), ("x<0.5", [1, 0, 0]), (" x <= 5e-1 ", [1, 1, 0])],
+    [("x > 0.5", [0, 0, 1]), ("x >= 0.5", [0, 1, 1]), ("x<0.5", [1, 0, 0]), (" x <= 5e-1 ", [1, 1, 0]), ("x > .5", [0, 0, 1])],
 )
 def test_gate_comparisons(rule: str, is_open: list[int]) -> None:
     np.testing.assert_array_equal(parse_gate("a", rule).is_open(np.array([0.4, 0.5, 0.6])), np.array(is_open, bool))
@@ -241,6 +241,7 @@ def test_numbers_of_images_and_prompts_must_agree() -> None:
         ({"components": {"ocr": {}}, "gates": {"ocr": "clip > 0.2"}}, 'unknown component "clip"'),
         ({"components": {"ocr": {}}, "gates": {"orc": "ocr > 0.2"}}, 'unknown component "orc"; nearest: ocr'),
         ({"components": {"ocr": {}}, "gates": {"ocr": "clip = 0.2"}}, 'must read like "clip > 0.2"'),
+        ({"components": {"ocr": {}}, "gates": {"ocr": "clip > 1.2.3"}}, 'must read like "clip > 0.2" .*, got "clip > 1.2.3"'),
         ({"components": {"ocr": {"options": ["metric"]}}}, 'options of component "ocr" must map names to values'),
         ({"components": {"ocr": {"options": {"workers": "2"}}}}, 'workers of reward "ocr" must be a whole number or null'),
         ({"components": {"ocr": {}}, "gates": ["ocr > 0.2"]}, "gates must map components to rules"),

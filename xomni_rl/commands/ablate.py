@@ -57,6 +57,7 @@ def ablate(
     """
     targets = parse_targets(target or [])
     from rich.console import Console
+    from rich.text import Text
 
     from xomni_rl.experiments.ablation.ablate import run_ablation
 
@@ -66,7 +67,7 @@ def ablate(
     messages = Console(stderr=True)
     for run in done.failed:
         log = done.folder / run.folder / "train.log"
-        messages.print(f"failed: {run.label}: {run.error} ({log})", soft_wrap=True, markup=False)
+        messages.print(Text(f"failed: {run.label}: {run.error} ({log})"), soft_wrap=True)
     if done.failed or done.comparison is None:
         raise typer.Exit(1)
 

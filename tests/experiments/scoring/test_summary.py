@@ -11,8 +11,8 @@ from rich.console import Console
 
 from xomni_rl.experiments.scoring import ScoringError, score_folder
 from xomni_rl.experiments.scoring.scorers import components_of, wider
-from xomni_rl.experiments.scoring.show import bars
-from xomni_rl.experiments.scoring.summary import summary_of
+from xomni_rl.experiments.scoring.show import bars, print_summary
+from xomni_rl.experiments.scoring.summary import Summary, summary_of
 from xomni_rl.registry import UnknownNameError
 
 
@@ -30,6 +30,15 @@ def test_bars_show_every_image_and_their_shares() -> None:
     assert bars([8, 4, 0]) == "█▄ "
     assert bars([800, 1, 0]) == "█▁ "
     assert bars([]) == bars([0, 0]) == ""
+
+
+def test_names_and_reasons_are_printed_as_they_are() -> None:
+    row, name = summary_of(np.array([0.5]), failed=1, seed=0), "bad:one:[red]"
+    rewards = {(model, name): row for model in ("a:two:[/]", "b")}
+    console = Console(record=True, width=200)
+    print_summary(Summary(rewards, problems=["x.png: y:key:[0]"]), "to :one: [bold]", console)
+    shown = console.export_text()
+    assert all(text in shown for text in (name, "a:two:[/]", "x.png: y:key:[0]", "to :one: [bold]"))
 
 
 def test_models_are_compared_on_the_same_prompts(make_folder: Callable[..., Path], tmp_path: Path) -> None:
