@@ -160,8 +160,8 @@ def examined(part: Component) -> Iterator[Finding]:
         yield Finding("range", f"{reward.range[0]:g} to {reward.range[1]:g}, {better} is better")
     if found.scores is not None:
         yield Finding("calibration", f"good image {found.scores[0]:.4f}, worthless image {found.scores[1]:.4f}")
-    elif not found.errors and not found.warnings:
-        yield Finding("calibration", "it has no pair of its own; give the function an attribute self_check")
+    for unknown in found.not_examined:
+        yield Finding("not examined", unknown)
     yield from _costs(found)
     for package, number in found.packages.items():
         yield Finding(package, number)
@@ -177,7 +177,7 @@ def examined(part: Component) -> Iterator[Finding]:
 def _costs(found: Examination) -> Iterator[Finding]:
     if found.errors:
         return
-    yield Finding("loaded and pair scored in", f"{found.load_seconds:.2f} s")
+    yield Finding("loaded in" if found.scores is None else "loaded and pair scored in", f"{found.load_seconds:.2f} s")
     if found.seconds_per_image is not None:
         yield Finding("time per image", f"{1000 * found.seconds_per_image:.2f} ms in a batch of {found.batch}")
     if found.memory is not None:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xomni_rl.prompt_sets.signs import render_sign
 from xomni_rl.prompts import Prompt
 from xomni_rl.rewards.base import FunctionReward, Reward, RewardError, RewardUnavailableError
 from xomni_rl.rewards.composite import CompositeReward
@@ -31,6 +32,7 @@ from xomni_rl.rewards.open_clip_backbone import forget_features
 TOLERANCE = 1e-5
 """Scores may differ by this much, times the larger of 1 and the score, between repeats and batches."""
 _PAIR = ("good image", "worthless image")
+_OWN = ("blue sign", "red sign", "image of noise", "blank image")
 
 
 @dataclass
@@ -63,6 +65,7 @@ class Examination(Health):
         parameters: of the shared models that were loaded for it; those that another reward loaded are not counted.
         packages: distribution → version, of those that its code imports and this process has loaded.
         files: file → SHA-256 of what decides the scores.
+        not_examined: sentences that say what nothing is known of, and why.
     """
 
     load_seconds: float = 0.0
@@ -72,6 +75,7 @@ class Examination(Health):
     parameters: int = 0
     packages: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    not_examined: list[str] = field(default_factory=list)
 
 
 def check_before_training(reward: CompositeReward) -> list[Health]:
@@ -98,7 +102,10 @@ def quick_check(name: str, reward: Reward) -> Health:
 
 
 def examine(name: str, reward: Reward, batch: int = 16) -> Examination:
-    """The quick check, then repeats, batches against single images, time, memory, packages and hashes."""
+    """The quick check, then repeats, batches against single images, time, memory, packages and hashes.
+
+    A reward without a calibration pair scores signs, noise and a blank image instead, which says nothing of its ranking.
+    """
     found = Examination(name, batch=batch)
     memory, models = resident_memory(), set(loaded_models())
     with random_state_kept():
@@ -106,8 +113,15 @@ def examine(name: str, reward: Reward, batch: int = 16) -> Examination:
         _load(reward, found)
         pair = None if found.errors else _score_pair(reward, found)
         found.load_seconds = time.perf_counter() - began
-        if pair is not None and not found.errors:
-            _repeat(reward, found, pair)
+        if pair is None and not found.errors:
+            found.not_examined.append(
+                "whether a good image scores above a worthless one: it has no calibration pair, and scored signs, noise and a "
+                "blank image instead; give it a self_check"
+            )
+            _repeat(reward, found, own_probes(), _OWN)
+        elif pair is not None and not found.errors:
+            names = (*_PAIR, "image of noise", "mirrored good image")
+            _repeat(reward, found, [(image, pair[2]) for image in probes(pair)], names)
     after = resident_memory()
     if memory is not None and after is not None:
         found.memory = max(0, after - memory)
@@ -124,6 +138,15 @@ def probes(pair: tuple[np.ndarray, np.ndarray, Prompt]) -> list[np.ndarray]:
     good, worthless, _ = pair
     noise = np.random.default_rng(0).integers(0, 256, good.shape).astype(np.uint8)
     return [good, worthless, noise, np.ascontiguousarray(good[:, ::-1])]
+
+
+def own_probes() -> list[tuple[np.ndarray, Prompt]]:
+    """Two signs, noise and a blank image, uint8 [H, W, 3], each with a prompt of its own: for a reward without a pair."""
+    signs = [render_sign("K7AX", "blue"), render_sign("B2", "red")]
+    noise = np.random.default_rng(0).integers(0, 256, signs[0].shape).astype(np.uint8)
+    texts = ('a blue sign that says "K7AX"', 'a red sign that says "B2"', "grey noise", "a blank picture")
+    pictures = [*signs, noise, np.full_like(noise, 127)]
+    return [(picture, Prompt(str(index), text)) for index, (picture, text) in enumerate(zip(pictures, texts, strict=True))]
 
 
 def hashes_of(reward: Reward) -> dict[str, str]:
@@ -244,11 +267,10 @@ def _scores(
     return None
 
 
-def _repeat(reward: Reward, found: Examination, pair: tuple[np.ndarray, np.ndarray, Prompt]) -> None:
+def _repeat(reward: Reward, found: Examination, samples: Sequence[tuple[np.ndarray, Prompt]], names: Sequence[str]) -> None:
     """One batch twice, and its first images one by one: time, repeatability, independence of the batch."""
-    pictures, names = probes(pair), (*_PAIR, "image of noise", "mirrored good image")
-    images = _filled(pictures, found.batch)
-    prompts, runs = [pair[2]] * len(images), []
+    images = _filled([image for image, _ in samples], found.batch)
+    prompts, runs = [samples[index % len(samples)][1] for index in range(len(images))], []
     for _ in range(2):
         forget_features()  # or the second run would only look up what the first one computed
         began = time.perf_counter()
@@ -259,13 +281,15 @@ def _repeat(reward: Reward, found: Examination, pair: tuple[np.ndarray, np.ndarr
             return
         runs.append(scores)
     forget_features()
-    singles = [_scores(reward, found, [image], prompts[:1], [name]) for image, name in zip(pictures, names, strict=True)]
+    singles = [_scores(reward, found, [image], [prompt], [what]) for (image, prompt), what in zip(samples, names, strict=True)]
     if any(single is None for single in singles):
         return
     alone = np.array([single[0] for single in singles if single is not None])
     together = runs[1][: len(alone)]
     scored = alone[~np.isnan(alone)]
-    if len(scored) and np.ptp(scored) == 0:
+    if not len(scored):
+        found.not_examined.append(f"its scores: it applies to none of the images it was shown ({', '.join(names)})")
+    elif np.ptp(scored) == 0:
         found.warnings.append(f'reward "{found.name}" is constant: {scored[0]:.4g} for every image')
     if (difference := _difference(*runs)) > TOLERANCE:
         found.warnings.append(f'reward "{found.name}" is not deterministic: the same batch again differs by {difference:.2g}')

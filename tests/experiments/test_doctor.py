@@ -67,7 +67,12 @@ def crowded(images, prompts):
     return [image.mean() / 512 + 0.01 * len(images) for image in images]
 
 
+def unpaired(images, prompts):
+    return [2.0] * len(images)
+
+
 calls = 0
+unpaired.range = (0.0, 1.0)
 wild.range = (0.0, 1.0)
 dark.self_check = broken.self_check = alike.self_check = wild.self_check = restless.self_check = crowded.self_check = pair
 
@@ -156,6 +161,7 @@ def test_reward_in_order_is_examined_and_nothing_else(workplace: Path):
         ("Big", 'reward "big": download big.pt from example.org'),
         ("alike", 'reward "alike" is constant: 0.25 for every image'),
         ("wild", 'reward "wild" fails on the good image: score 3 is not in [0, 1]'),
+        ("unpaired", 'reward "unpaired" fails on the blue sign: score 2 is not in [0, 1]'),
         ("restless", 'reward "restless" is not deterministic'),
         ("crowded", 'reward "crowded" depends on the batch'),
     ],
@@ -181,11 +187,13 @@ def test_overrides_without_a_reward_are_refused(workplace: Path):
     assert "name the reward once" in done.output
 
 
-def test_plain_function_without_a_pair_is_no_fault():
+def test_plain_function_without_a_pair_is_no_fault_and_what_is_unknown_is_said():
     screen = console()
     plain = FunctionReward("plain", lambda images, prompts: [image.mean() for image in images], {})
     assert check_rewards(CompositeReward([Component("plain", plain)]), screen)
-    assert "give the function an attribute self_check" in shown(screen)
+    for word in ("not examined", "it has no calibration pair", "give it a self_check", "loaded in", "ms in a batch of 16"):
+        assert word in " ".join(shown(screen).replace("│", " ").split()), word
+    assert "pair scored in" not in shown(screen)
 
 
 def test_reward_whose_weights_are_not_here_is_no_fault_of_the_installation(monkeypatch: pytest.MonkeyPatch):

@@ -20,6 +20,7 @@ from xomni_rl.rewards.base import (
     RewardResult,
     RewardUnavailableError,
     build_reward,
+    reward,
     rewards,
 )
 from xomni_rl.rewards.component import Component
@@ -137,9 +138,33 @@ def test_reward_that_looks_wrong_is_a_warning(reward: Reward, sentence: str) -> 
     assert re.search(sentence, found.warnings[0]), found.warnings
 
 
-def test_plain_function_without_a_pair_is_only_loaded() -> None:
+def test_function_without_a_pair_scores_pictures_and_its_ranking_is_said_to_be_unknown() -> None:
     found = examine("plain", FunctionReward("plain", lambda images, prompts: brightness(images), {}))
-    assert (found.scores, found.errors, found.warnings, found.seconds_per_image) == (None, [], [], None)
+    assert (found.scores, found.errors, found.warnings) == (None, [], [])
+    assert found.seconds_per_image is not None
+    assert len(found.not_examined) == 1
+    assert "it has no calibration pair" in found.not_examined[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        (reward(range=(0, 1))(lambda images, prompts: [2.0] * len(images)), r"fails on the blue sign: score 2 is not in \["),
+        (lambda images, prompts: [np.inf if image.std() == 0 else 0.0 for image in images], "on the blank image: score inf"),
+        (lambda images, prompts: [0.5] * len(images), r'"x" is constant: 0\.5 for every image'),
+        (lambda images, prompts: brightness(images) + random.random(), "is not deterministic"),
+        (lambda images, prompts: brightness(images) + len(images), "depends on the batch"),
+    ],
+)  # fmt: skip
+def test_fault_of_a_function_without_a_pair_is_found(function: Callable[..., Any], sentence: str) -> None:
+    found = examine("x", FunctionReward("x", function, {}))
+    assert re.search(sentence, "; ".join([*found.errors, *found.warnings]))
+
+
+def test_function_that_applies_to_no_picture_is_said_not_to_be_examined() -> None:
+    found = examine("x", FunctionReward("x", lambda images, prompts: [np.nan] * len(images), {}))
+    assert (found.errors, found.warnings) == ([], [])
+    assert "its scores: it applies to none of the images it was shown" in found.not_examined[1]
 
 
 def test_check_before_training_raises_every_error_in_one_sentence() -> None:
