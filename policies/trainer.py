@@ -227,8 +227,7 @@ class Trainer:
         self._mark += total  # what follows in this step is on the next one's account
         times = times | {"other": total - sum(times.values()), "total": total}
         self.progress.seconds |= {part: self.progress.seconds.get(part, 0.0) + seconds for part, seconds in times.items()}
-        row = finite(metrics)
-        memory = {"peak_gib": peak_memory()}
+        row, memory = finite(metrics), {"peak_gib": peak_memory()}
         costs = {f"{what}/{part}": value for what, of in (("time", times), ("memory", memory)) for part, value in of.items()}
         self._append(self.folder.metrics, {"step": step, **row, "time": times, "memory": memory})
         self.accelerator.log(row | costs, step=step)

@@ -146,7 +146,7 @@ def test_picture_without_pixels_is_named_and_the_others_are_scored(folder: Path,
     done = score()
     assert done.exit_code == 1
     assert "grey.png: is not an image that can be read" in done.output
-    assert counts(done.output, "ocr") == [len(PICTURES) - 1, 0, 0]
+    assert counts(done.output, "ocr") == [len(PICTURES) - 1, 0, 1]
     assert table()["grey.png"]["ocr"] == ""
     audited = run("audit", "reward=contrast", "--images", "odd", "--count", "99", "--out", "audit")
     assert (audited.exit_code, "grey.png: is not an image that can be read" in audited.output) == (1, True)
