@@ -217,9 +217,23 @@ def resumed_config(config: Mapping[str, Any], given: Sequence[str]) -> dict[str,
     composed = OmegaConf.create(dict(config))
     for key in given:
         if key != "run":
-            OmegaConf.update(saved, key, OmegaConf.select(composed, key), merge=False, force_add=True)
+            _take_over(saved, key, OmegaConf.select(composed, key, default=_TAKEN_AWAY))
     OmegaConf.update(saved, "resume", str(config["resume"]), force_add=True)
     return plain_config(saved)
+
+
+def _take_over(saved: DictConfig, key: str, value: Any) -> None:
+    """Sets a key, or removes one that was taken away, as `~reward.components.ocr` does."""
+    if value is not _TAKEN_AWAY:
+        OmegaConf.update(saved, key, value, merge=False, force_add=True)
+        return
+    parent, _, name = key.rpartition(".")
+    holder = OmegaConf.select(saved, parent) if parent else saved
+    if isinstance(holder, DictConfig):
+        holder.pop(name, None)
+
+
+_TAKEN_AWAY = object()
 
 
 def print_summary(summary: TrainSummary, report: Path, console: Console) -> None:

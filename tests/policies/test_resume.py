@@ -377,6 +377,19 @@ def test_group_override_on_resume_takes_the_whole_group(changed: Change) -> None
     assert resumed_config(composed, keys)["algorithm"] == composed["algorithm"]
 
 
+def test_key_taken_away_on_resume_is_gone_and_one_set_to_null_is_null(changed: Change) -> None:
+    config = changed(trainer__steps=1)
+    start(config)
+    composed = changed(trainer__max_seconds=None) | {"resume": config["run"]}
+    composed["reward"] = {"components": {"other": {"reward": "contrast"}}}
+    keys = given_keys(
+        composed, ["~reward.components.red", "+reward.components.other={reward: contrast}", "trainer.max_seconds=null"]
+    )
+    resumed = resumed_config(composed, keys)
+    assert list(resumed["reward"]["components"]) == ["other"]
+    assert resumed["trainer"]["max_seconds"] is None
+
+
 def test_run_training_writes_the_report_and_prints_before_and_after(config: dict[str, Any]) -> None:
     output = io.StringIO()
     made = run_training(config, console=Console(file=output, width=200))

@@ -95,12 +95,13 @@ def test_missing_and_damaged_images_are_counted_and_never_scores(
 
 
 def test_stack_draws_what_generate_draws(tmp_path: Path, suite: Suite, drawing: Drawing, stack: Stack):
-    """Each image depends on (seed, prompt, number) alone, not on the batch it is drawn in."""
+    """Each image depends on (seed, prompt, number) alone, not on the batch it is drawn in, but for rounding of its decoding."""
     prompts = suite.prompts(None)
     drawing = replace(drawing, count=2)
     files = draw_images(stack, samples_of(suite, prompts, 2), tmp_path, drawing)
     expected = stack.generate(prompts, group_size=2, seed=0, sampling=drawing.sampling).images
-    assert all(np.array_equal(np.asarray(Image.open(file)), image) for file, image in zip(files, expected, strict=True))
+    drawn = np.stack([np.asarray(Image.open(file)) for file in files if file is not None])
+    assert np.abs(drawn.astype(int) - expected).max() <= 1
 
 
 def test_stopped_drawing_goes_on_with_what_is_missing(tmp_path: Path, suite: Suite, drawing: Drawing, stack: Stack):
