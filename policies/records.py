@@ -3,7 +3,6 @@ after a checkpoint, so that a run that was killed and goes on writes the same fi
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import io
@@ -31,6 +30,7 @@ import yaml
 from PIL import Image
 
 from xomni_rl.envs.rollout import RolloutBatch
+from xomni_rl.locks import try_lock
 from xomni_rl.prompts import Prompt
 from xomni_rl.stack.sampler import PADDING
 
@@ -79,16 +79,16 @@ class RunFolder:
             for folder in (self.rollouts, self.heldout, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.release()
-            raise RunFolderError(
-                f"another process is training in {self.path}: wait for it, or choose another folder with run=FOLDER"
-            ) from error
+            alone = try_lock(self._lock)
         except OSError as error:
             raise RunFolderError(
                 f"cannot write the run to {self.path} ({error.strerror}): choose another folder with run=FOLDER"
             ) from error
+        if not alone:
+            self.release()
+            raise RunFolderError(
+                f"another process is training in {self.path}: wait for it, or choose another folder with run=FOLDER"
+            )
 
     def release(self) -> None:
         """Lets other processes train in the folder again."""

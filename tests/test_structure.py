@@ -10,7 +10,14 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {"rewards": "xomni_rl.rewards", "envs": "xomni_rl.envs", "policies": "xomni_rl.policies"}
 ROOMS |= {"experiments": "xomni_rl.experiments", "xomni_rl": "xomni_rl"}
 
-FOUNDATION = ("xomni_rl.registry", "xomni_rl.prompts", "xomni_rl.images", "xomni_rl.prompt_sets", "xomni_rl.weights")
+FOUNDATION = (
+    "xomni_rl.registry",
+    "xomni_rl.prompts",
+    "xomni_rl.images",
+    "xomni_rl.locks",
+    "xomni_rl.prompt_sets",
+    "xomni_rl.weights",
+)
 FOUNDATION += ("xomni_rl.__version__",)
 # What else stands in xomni_rl/ itself is "top": the command line, and the root, which registers the environments.
 MAY_IMPORT = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import signal
@@ -20,6 +19,7 @@ from typing import IO, Any
 from xomni_rl.experiments.ablation.display import Display
 from xomni_rl.experiments.ablation.plan import PLAN, AblationError, Plan, PlannedRun, config_hash, quoted
 from xomni_rl.experiments.report.data import read_json, read_yaml
+from xomni_rl.locks import try_lock
 from xomni_rl.policies.records import RunFolder, write_json
 from xomni_rl.policies.settings import changed_settings
 
@@ -263,11 +263,9 @@ def locked(folder: Path) -> Iterator[IO[str]]:
     """Holds the folder for this ablation and its runs. Raises: AblationError if another one does."""
     with (folder / LOCK).open("w") as file:
         for _ in range(12):  # the runs of an ablation that was killed need a moment to end
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if try_lock(file):
                 break
-            except BlockingIOError:
-                time.sleep(LOOK_EVERY)
+            time.sleep(LOOK_EVERY)
         else:
             raise AblationError(f"another ablation is at work in {folder}: wait for it, or end it first")
         yield file

@@ -6,7 +6,6 @@ renamed. Nothing of a batch is there before all of it is.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import inspect
 import json
@@ -20,6 +19,7 @@ from typing import IO, Any
 from xomni_rl.experiments.scoring.errors import ScoringError
 from xomni_rl.experiments.scoring.matching import Item
 from xomni_rl.experiments.scoring.scorers import Choice, Scored, build_scorers
+from xomni_rl.locks import try_lock
 from xomni_rl.rewards.base import FunctionReward, Reward
 
 FORMAT = 1
@@ -126,11 +126,9 @@ class Parts:
 
     def _locked(self, out: Path) -> IO[str]:
         lock = (self.folder / "lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(lock):
             lock.close()
-            raise ScoringError(f"{out}: another process is scoring to it; wait for it, or give another --out") from error
+            raise ScoringError(f"{out}: another process is scoring to it; wait for it, or give another --out")
         return lock
 
     def _clear(self) -> None:

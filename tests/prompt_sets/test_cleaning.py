@@ -14,9 +14,8 @@ from xomni_rl.prompt_sets.cleaning import (
     Sieve,
     fingerprint,
     normal_text,
-    script_language,
 )
-from xomni_rl.prompts import Prompt, PromptError
+from xomni_rl.prompts import Prompt, PromptError, script_language
 
 unhurried = settings(deadline=None, max_examples=100)
 TEXTS = st.text(st.sampled_from("abcAB .,!？“你好 \t"), min_size=1, max_size=8).filter(str.strip)

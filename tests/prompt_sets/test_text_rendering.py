@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xomni_rl.prompt_sets.cleaning import script_language
 from xomni_rl.prompt_sets.rendering_words import (
     CHINESE_PIECES,
     CHINESE_SCENES,
@@ -21,7 +20,7 @@ from xomni_rl.prompt_sets.rendering_words import (
     ENGLISH_VERBS,
 )
 from xomni_rl.prompt_sets.text_rendering import chinese_string, english_string, is_heldout
-from xomni_rl.prompts import Prompt, prompt_sets, quoted_spans
+from xomni_rl.prompts import Prompt, prompt_sets, quoted_spans, script_language
 from xomni_rl.rewards.text_metrics import longtext_counts, normalise_text, tokens
 
 unhurried = settings(deadline=None, max_examples=40)

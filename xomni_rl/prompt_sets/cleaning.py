@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from xomni_rl.prompts import Prompt, PromptError, Row, is_han, usable_prompts
-from xomni_rl.prompts import script_language as script_language
+from xomni_rl.prompts import Prompt, PromptError, Row, is_han, script_language, usable_prompts
 from xomni_rl.registry import unknown_name
 
 NAMED = 3

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xomni_rl.prompt_sets.benchmark import ALL, benchmark_prompts, json_rows
-from xomni_rl.prompt_sets.cleaning import script_language
-from xomni_rl.prompts import Prompt, PromptError, Row, prompt_sets
+from xomni_rl.prompts import Prompt, PromptError, Row, prompt_sets, script_language
 
 ORIGIN = "LongText-Bench's are the English and the Chinese JSON-lines file of X-Omni/LongText-Bench on the Hugging Face hub"
 

@@ -19,9 +19,8 @@ from xomni_rl.experiments.evaluation.oneig_counts import text_counts, text_score
 from xomni_rl.experiments.evaluation.questions import quarter
 from xomni_rl.experiments.evaluation.readings import ReadingSuite
 from xomni_rl.experiments.evaluation.suite import Combined, Figure, Row, Sample, published_file, suites
-from xomni_rl.prompt_sets.cleaning import script_language
 from xomni_rl.prompt_sets.tables import open_table
-from xomni_rl.prompts import Prompt, PromptError, usable_prompts
+from xomni_rl.prompts import Prompt, PromptError, script_language, usable_prompts
 from xomni_rl.prompts import Row as FileRow
 
 ORIGIN = (
